@@ -1,0 +1,68 @@
+"""The command `openvla-ros`: one small module per subcommand, one place for errors and exit codes.
+
+Exit codes: 0 good; 2 bad input or a refused action (the message says what to do); 1 a fault of ours.
+With `--json`, stdout carries exactly one JSON object, also for errors: `{"error": "..."}`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from importlib import import_module
+
+import click
+import typer
+
+from openvla_ros.errors import OpenvlaRosError
+
+COMMANDS = ("run", "predict", "play", "replay", "doctor", "make-checkpoint", "make-episode")
+"""Each is the function `main` of `openvla_ros/cli/<name with underscores>.py`. They import torch and ROS late."""
+
+
+def build() -> typer.Typer:
+    """The command tree. Its `--help` is the shortest manual of the package."""
+    app = typer.Typer(name="openvla-ros", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+                      help="A vision-language-action model in charge of a real robot arm, on ROS 2.")
+    for name in COMMANDS:
+        module = import_module(f"openvla_ros.cli.{name.replace('-', '_')}")
+        app.command(name)(module.main)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(answer(sys.argv[1:]))
+
+
+def answer(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    as_json = "--json" in arguments
+    try:
+        result = build()(arguments, prog_name="openvla-ros", standalone_mode=False)
+    except OpenvlaRosError as error:
+        return refuse(str(error), as_json)
+    except click.ClickException as error:
+        if as_json:
+            return refuse(error.format_message(), as_json)
+        error.show()
+        return 2
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        if as_json:
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def refuse(message: str, as_json: bool) -> int:
+    """Show why the command did not do its work, in the form that was asked for."""
+    if as_json:
+        print(json.dumps({"error": message}))
+    else:
+        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    return 2

@@ -1,0 +1,80 @@
+"""How every node of this package lives and ends: exit code 0 on SIGINT and SIGTERM, and its last word is sent first.
+
+rclpy's own signal handler shuts the context down at once, so that a node could no longer say "stop" to the arm.
+Here the main thread only waits for a signal; the executor spins in a second thread until the farewell is out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import rclpy
+from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+GRACE_S = 2.0
+"""How long running callbacks (a forward pass, a model being loaded) may take to end; then the process leaves all the same."""
+
+
+class Resident(Protocol):
+    """What `live` needs of a node besides being one."""
+
+    def farewell(self) -> None:
+        """Send the last words (zeros, stop) and wait briefly until they are out. Called on the main thread, once."""
+
+    @property
+    def finished(self) -> threading.Event:
+        """Set by the node itself when its work is done; nodes without an end never set it."""
+
+
+def live(make_node: Callable[[], Node], arguments: list[str] | None = None, threads: int = 1) -> int:
+    """Make the node, spin it until SIGINT, SIGTERM or `finished`, and end in order. Returns the exit code.
+
+    make_node: called after rclpy.init; must return a Resident node. threads: 1, or more for a MultiThreadedExecutor.
+    Leaves with os._exit when a callback outlasts GRACE_S: Python would otherwise wait for its thread for ever.
+    """
+    leave = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: leave.set())
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    node = make_node()
+    executor: Executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
+    executor.add_node(node)
+    failure: list[BaseException] = []
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+        except BaseException as error:  # a callback raised: the process must not live on deaf
+            failure.append(error)
+        finally:
+            leave.set()
+
+    thread = threading.Thread(target=spin, name="executor", daemon=True)
+    thread.start()
+    while not leave.wait(0.2) and not node.finished.is_set():  # type: ignore[attr-defined]
+        pass
+    try:
+        node.farewell()  # type: ignore[attr-defined]
+    except Exception as error:
+        failure.append(error)
+    if failure:
+        node.get_logger().fatal(f"{type(failure[0]).__name__}: {failure[0]}")
+    code = 1 if failure else 0
+    ended = executor.shutdown(timeout_sec=GRACE_S)
+    thread.join(timeout=GRACE_S)
+    if not ended or thread.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return code
