@@ -11,10 +11,12 @@ import sys
 import traceback
 from importlib import import_module
 
-import click
 import typer
 
 from openvla_ros.errors import OpenvlaRosError
+
+UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises for a command line it cannot read. Newer typer carries its own copy of click, so `click` would miss it."""
 
 COMMANDS = ("run", "predict", "play", "replay", "doctor", "make-checkpoint", "make-episode")
 """Each is the function `main` of `openvla_ros/cli/<name with underscores>.py`. They import torch and ROS late."""
@@ -42,14 +44,12 @@ def answer(arguments: list[str]) -> int:
         result = build()(arguments, prog_name="openvla-ros", standalone_mode=False)
     except OpenvlaRosError as error:
         return refuse(str(error), as_json)
-    except click.ClickException as error:
+    except UsageError as error:
         if as_json:
-            return refuse(error.format_message(), as_json)
-        error.show()
+            return refuse(error.format_message(), as_json)  # type: ignore[attr-defined]
+        error.show()  # type: ignore[attr-defined]
         return 2
-    except click.exceptions.Abort:
-        return 130
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
         traceback.print_exc()
