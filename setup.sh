@@ -58,7 +58,7 @@ install_messages() {  # not isolated: that would fetch and unpack the hundred RO
 }
 
 exec 9< setup.sh  # one set-up at a time; whoever comes second finds the work done
-flock 9
+flock --nonblock 9 || { echo "Another set-up of this checkout is running; waiting for it."; flock 9; }
 
 wanted="$(fingerprint setup.py setup.cfg setup.sh constraints.txt msg/openvla_msgs/pyproject.toml) $(fingerprint msg)"
 there=$(cat "$MARKER" 2>/dev/null || true)

@@ -1,0 +1,50 @@
+# The commands of a checkout. Each sets up what it needs on first use; `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint clean
+
+# An apt ROS or another environment of ROS wheels in the calling shell must not lend its libraries to ours.
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH
+
+# make run: what to play, what to run, on which robot, with which text. ARGS goes as it is to openvla-ros run, or to pytest.
+BAG ?= build/synthetic_episode
+CHECKPOINT ?= build/tiny_checkpoint
+ROBOT ?=
+INSTRUCTION ?=
+ARGS ?=
+export BAG CHECKPOINT ROBOT INSTRUCTION  # the shell quotes them, so blanks and apostrophes are safe
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: ## make .venv with ROS 2 Jazzy, openvla_msgs and this package; nothing to do when it is there and up to date
+	@./setup.sh
+
+# Without BAG and CHECKPOINT: an untrained model of the true architecture and a small synthetic episode, made once.
+run: setup $(filter build/tiny_checkpoint build/synthetic_episode,$(BAG) $(CHECKPOINT)) ## run the main job: make run [BAG=dir] [CHECKPOINT=dir] [ROBOT=name] [INSTRUCTION="text"] [ARGS="..."]
+	@.venv/bin/openvla-ros run --bag "$$BAG" --checkpoint "$$CHECKPOINT" \
+	  $(if $(ROBOT),--robot "$$ROBOT") $(if $(INSTRUCTION),--instruction "$$INSTRUCTION") $(ARGS)
+
+# Made beside and moved into place, so that an interrupted one is never taken for a whole one.
+build/tiny_checkpoint: | setup
+	@rm -rf build/unfinished/tiny_checkpoint && mkdir -p build/unfinished
+	@.venv/bin/openvla-ros make-checkpoint --size tiny --output build/unfinished/tiny_checkpoint
+	@mv build/unfinished/tiny_checkpoint $@
+
+build/synthetic_episode: | setup
+	@rm -rf build/unfinished/synthetic_episode && mkdir -p build/unfinished
+	@.venv/bin/openvla-ros make-episode --output build/unfinished/synthetic_episode
+	@mv build/unfinished/synthetic_episode $@
+
+test: setup ## all tests, lint and types included: make test [ARGS="-k word"]
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy alone
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+clean: ## remove what make and colcon made, .venv included
+	rm -rf .venv build install log .mypy_cache .pytest_cache .ruff_cache .hypothesis openvla_ros.egg-info
+	find openvla_ros test launch -name __pycache__ -type d -prune -exec rm -rf {} +

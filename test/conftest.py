@@ -1,0 +1,104 @@
+"""What tests share: the data beside the checkout, a ROS domain of one's own, and the environment of child processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+WHEELS_GUARD = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"  # set in every process that runs on ROS wheels from PyPI
+DOMAINS = itertools.cycle(random.sample(range(1, 101), k=100))  # the next test does not get the domain that was just used
+
+
+def shared_folder() -> Path:
+    return Path(os.environ.get("OPENVLA_ROS_SHARED", CHECKOUT.parent / "shared"))
+
+
+@cache
+def absent(marker: str) -> str:
+    """What a test with this marker needs and this machine lacks; empty when it can run."""
+    if marker == "shared" and not shared_folder().is_dir():
+        return f"no shared test data in {shared_folder()}; set OPENVLA_ROS_SHARED to its folder"
+    if marker == "ros":
+        lacking = [name for name in ("rclpy", "openvla_msgs") if find_spec(name) is None]
+        return f"{' and '.join(lacking)} not importable; run make setup or source a ROS workspace" if lacking else ""
+    if marker == "launch":
+        lacking = [name for name in ("launch", "launch_ros") if find_spec(name) is None]
+        return f"{' and '.join(lacking)} not importable; ROS 2 launch is not on PyPI, source a ROS installation" if lacking else ""
+    if marker == "gpu":
+        if find_spec("torch") is None:
+            return "torch is not installed"
+        import torch
+
+        return "" if torch.cuda.is_available() else "no CUDA device"
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    reasons = [absent(mark.name) for mark in item.iter_markers()]
+    if any(reasons):
+        pytest.skip("; ".join(filter(None, reasons)))
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The repository root."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared test data, read-only. Skips the test where it is absent, so the marker `shared` is for the reader's `-m`."""
+    if reason := absent("shared"):
+        pytest.skip(reason)
+    return shared_folder()
+
+
+@pytest.fixture
+def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A ROS domain that nobody else on this machine has (1 to 100), held for one test and set in this process's environment.
+
+    Two pytest workers, or two runs at once, get different ones. Nodes made in the test process itself are in it after
+    `rclpy.init()`; for child processes use `ros_environment`.
+    """
+    from domain_coordinator import domain_id
+
+    with domain_id(selector=lambda: next(DOMAINS)) as number:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
+        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        yield number
+
+
+@pytest.fixture
+def ros_environment(ros_domain_id: int, tmp_path: Path) -> dict[str, str]:
+    """Environment for the child processes of one test: its own ROS domain, localhost only, logs in the test's folder."""
+    return child_environment() | {
+        "ROS_DOMAIN_ID": str(ros_domain_id),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOG_DIR": str(tmp_path / "ros_log"),
+    }
+
+
+@pytest.fixture
+def clean_environment() -> dict[str, str]:
+    """Environment for child processes that do not talk ROS."""
+    return child_environment()
+
+
+def child_environment() -> dict[str, str]:
+    """A copy of this process's environment in which the ROS wheels start as if from a shell.
+
+    The wheels set a guard variable and LD_LIBRARY_PATH when python starts (and OpenCV adds to the latter); a child that
+    inherits the guard does not set its own libraries, and finds no message package that only its environment has.
+    """
+    environment = dict(os.environ)
+    if environment.pop(WHEELS_GUARD, None) is not None:
+        environment.pop("LD_LIBRARY_PATH", None)
+    return environment
