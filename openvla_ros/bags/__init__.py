@@ -1,0 +1,1 @@
+"""Recordings without ROS: read them, replay a policy over them, report."""

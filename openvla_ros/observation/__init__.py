@@ -1,0 +1,1 @@
+"""Bytes and text in, an Observation out, or why not."""

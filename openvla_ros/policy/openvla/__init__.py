@@ -1,0 +1,1 @@
+"""OpenVLA in native torch: the only room, with training, that imports torch."""
