@@ -123,6 +123,15 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
+class ReceivedChunk:
+    """A chunk as it came over the wire, not judged yet. frame_id: frame of its deltas."""
+
+    chunk: ActionChunk
+    identity: ChunkIdentity
+    frame_id: str
+
+
+@dataclass(frozen=True)
 class Check:
     """One line of a self-test or of `doctor`: what was looked at, whether it is good, what was seen or what to do."""
 

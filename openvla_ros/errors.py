@@ -46,6 +46,10 @@ class ActionError(OpenvlaRosError):
     """A chunk of actions is malformed: wrong length, wrong frame, wrong step duration."""
 
 
+class HandoffRefused(OpenvlaRosError):
+    """The driver cannot change this way now; the message says why and what to do first."""
+
+
 class PolicyFault(OpenvlaRosError):
     """The model ran but did not produce an action: early end of sequence, or an id outside the action range."""
 

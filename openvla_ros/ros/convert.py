@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from builtin_interfaces.msg import Duration, Time
 from openvla_msgs.msg import ActionChunk as ActionChunkMessage
 from openvla_msgs.msg import EndEffectorDelta
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-from openvla_ros.contract import Action, ActionChunk, ChunkIdentity
+from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, ReceivedChunk
 
 SECOND_NS = 1_000_000_000
 
@@ -50,15 +48,6 @@ def from_delta(message: EndEffectorDelta) -> Action:
     """One step out of a message. NaN and infinities pass: the safety chain must see them."""
     move, turn = message.translation, message.rotation
     return Action.from_vector([move.x, move.y, move.z, turn.x, turn.y, turn.z, message.gripper])
-
-
-@dataclass(frozen=True)
-class ReceivedChunk:
-    """A chunk as it came over the wire."""
-
-    chunk: ActionChunk
-    identity: ChunkIdentity
-    frame_id: str
 
 
 def to_chunk_message(chunk: ActionChunk, identity: ChunkIdentity, frame_id: str) -> ActionChunkMessage:
