@@ -1,1 +1,1 @@
-"""Recordings without ROS: read them, replay a policy over them, report."""
+"""Recordings: read, run through a policy, played back, made. Works without ROS; the bag library is imported only here."""

@@ -1,11 +1,12 @@
 """Text and stamps in, a verdict out: which instruction and which frames may become an Observation, and why not.
 
-No ROS and no clock in here: time is an argument. One thread calls a FrameJudge at a time.
+No ROS and no clock in here: time is an argument.
 """
 
 from __future__ import annotations
 
 import statistics
+import threading
 import unicodedata
 import zlib
 from collections import Counter, deque
@@ -108,6 +109,7 @@ class FrameVerdict:
 
     @property
     def usable(self) -> bool:
+        """Whether the frame may be shown to a policy."""
         return self.reason is FrameReason.FRESH
 
 
@@ -152,6 +154,7 @@ class FrameJudge:
 
     The newest frame wins: a frame that is not newer than the newest one is refused. When the node's clock goes back (a
     recording that starts again) the judge forgets the frames before it, so that the new ones are not refused.
+    Any thread may call it: the camera and the diagnostics callbacks run on different ones.
     """
 
     def __init__(self, limits: FrameLimits | None = None) -> None:
@@ -160,46 +163,49 @@ class FrameJudge:
         self._clock_jumps = 0
         self._counts: Counter[FrameReason] = Counter()
         self._seen = _Memory(self.limits.window)
+        self._lock = threading.Lock()
 
     def judge(self, stamp_ns: int, now_ns: int, data: Any = None) -> FrameVerdict:
         """The verdict on one frame that came at `now_ns`. data: its undecoded bytes, sampled for the frozen check."""
-        self._notice_clock(now_ns)
-        if self.limits.stamp_source == "receive":
-            stamp_ns = now_ns
-        age_s = (now_ns - stamp_ns) / 1e9
-        reason = self._reason(stamp_ns, age_s, data)
-        self._received += 1
-        self._counts[reason] += 1
-        self._seen.reasons.append(reason)
-        silent_s = self._silent_s(now_ns)
-        self._seen.last_arrival_ns = now_ns
-        if reason not in (FrameReason.ZERO_STAMP, FrameReason.FUTURE, FrameReason.REPEATED, FrameReason.WENT_BACK):
-            if silent_s is not None and silent_s > self.limits.silence_s:
-                self._seen.forget_rhythm()  # a camera that was away is not a camera that loses frames
-            self._seen.newest_stamp_ns = stamp_ns
-            self._seen.stamps_ns.append(stamp_ns)
-            self._seen.arrivals_ns.append(now_ns)
-            self._seen.ages_s.append(age_s)
-        return FrameVerdict(reason, stamp_ns, age_s)
+        with self._lock:
+            self._notice_clock(now_ns)
+            if self.limits.stamp_source == "receive":
+                stamp_ns = now_ns
+            age_s = (now_ns - stamp_ns) / 1e9
+            reason = self._reason(stamp_ns, age_s, data)
+            self._received += 1
+            self._counts[reason] += 1
+            self._seen.reasons.append(reason)
+            silent_s = self._silent_s(now_ns)
+            self._seen.last_arrival_ns = now_ns
+            if reason not in (FrameReason.ZERO_STAMP, FrameReason.FUTURE, FrameReason.REPEATED, FrameReason.WENT_BACK):
+                if silent_s is not None and silent_s > self.limits.silence_s:
+                    self._seen.forget_rhythm()  # a camera that was away is not a camera that loses frames
+                self._seen.newest_stamp_ns = stamp_ns
+                self._seen.stamps_ns.append(stamp_ns)
+                self._seen.arrivals_ns.append(now_ns)
+                self._seen.ages_s.append(age_s)
+            return FrameVerdict(reason, stamp_ns, age_s)
 
     def statistics(self, now_ns: int) -> FrameStatistics:
         """How the camera does at `now_ns`."""
-        self._notice_clock(now_ns)
-        spacing_s, lost_fraction = estimate_loss(list(self._seen.stamps_ns))
-        silent_s = self._silent_s(now_ns)
-        remedy = self._remedy(silent_s, lost_fraction)
-        return FrameStatistics(
-            received=self._received,
-            refused={reason: self._counts[reason] for reason in REMEDIES if self._counts[reason]},
-            rate_hz=_rate_hz(list(self._seen.arrivals_ns)),
-            spacing_s=spacing_s,
-            lost_fraction=lost_fraction,
-            age_s=statistics.median(self._seen.ages_s) if self._seen.ages_s else None,
-            silent_s=silent_s,
-            clock_jumps=self._clock_jumps,
-            healthy=not remedy,
-            remedy=remedy,
-        )
+        with self._lock:
+            self._notice_clock(now_ns)
+            spacing_s, lost_fraction = estimate_loss(list(self._seen.stamps_ns))
+            silent_s = self._silent_s(now_ns)
+            remedy = self._remedy(silent_s, lost_fraction)
+            return FrameStatistics(
+                received=self._received,
+                refused={reason: self._counts[reason] for reason in REMEDIES if self._counts[reason]},
+                rate_hz=_rate_hz(list(self._seen.arrivals_ns)),
+                spacing_s=spacing_s,
+                lost_fraction=lost_fraction,
+                age_s=statistics.median(self._seen.ages_s) if self._seen.ages_s else None,
+                silent_s=silent_s,
+                clock_jumps=self._clock_jumps,
+                healthy=not remedy,
+                remedy=remedy,
+            )
 
     def _reason(self, stamp_ns: int, age_s: float, data: Any) -> FrameReason:
         if stamp_ns <= 0:
