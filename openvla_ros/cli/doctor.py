@@ -1,0 +1,308 @@
+"""`openvla-ros doctor`: look at everything the system stands on, and say what to do about what is not good.
+
+Works on a machine without ROS, without torch and without a running system: what is missing is then said, not crashed on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from openvla_ros.contract import Check
+from openvla_ros.errors import OpenvlaRosError
+from openvla_ros.policy.catalogue import DTYPES, QUANTIZATIONS
+from openvla_ros.policy.statistics import read_statistics
+from openvla_ros.share import share_folder
+
+PROBE_DEADLINE_S = 120.0
+"""Longest time for an import; the first import of torch from a cold disk takes tens of seconds."""
+
+TORCH_PROBE = """
+import json, torch
+gpus = []
+if torch.cuda.is_available():
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        gpus.append([torch.cuda.get_device_name(number), free, total])
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+"""
+
+ROS_PROBE = """
+import json, rclpy
+from rclpy.utilities import get_rmw_implementation_identifier
+print(json.dumps({"path": rclpy.__file__, "rmw": get_rmw_implementation_identifier()}))
+"""
+
+MESSAGES_PROBE = """
+import json, pathlib, sys, openvla_msgs
+from openvla_msgs.msg import ActionChunk, CommandReport
+from openvla_msgs.srv import SetDriver
+from openvla_msgs.action import ExecuteInstruction
+for kind in (ActionChunk, CommandReport, SetDriver, ExecuteInstruction):
+    kind.__import_type_support__()
+copies = {str(pathlib.Path(entry, "openvla_msgs").resolve()) for entry in sys.path if pathlib.Path(entry, "openvla_msgs", "msg").is_dir()}
+print(json.dumps({"path": openvla_msgs.__file__, "copies": sorted(copies)}))
+"""
+
+WEIGHT_BYTES = {"none/float32": 4.0, "none/bfloat16": 2.0, "int8/float32": 1.15, "int8/bfloat16": 1.15,
+                "nf4/float32": 0.65, "nf4/bfloat16": 0.65}
+"""Bytes per weight in memory, by quantization/dtype; quantised ones include the layers that stay in 16 bits."""
+
+OPTIONAL = {
+    "bitsandbytes": "quantization int8 and nf4 need it: pip install 'openvla-ros[quantization]'",
+    "flash_attn": "only attention 'flash' needs it; the default is torch's own kernel",
+    "cv_bridge": "not needed: images are decoded without it, with the same result",
+    "rosbags": "play, replay and make-episode need it: pip install 'openvla-ros[bags]'",
+}
+
+GIB = 2**30
+
+
+def main(
+    checkpoint: Annotated[Path | None, typer.Option(help="Also look at this checkpoint folder (weights are not loaded).")] = None,
+    dtype: Annotated[str, typer.Option(help="Arithmetic that the memory estimate is for: " + ", ".join(DTYPES))] = "bfloat16",
+    quantization: Annotated[str, typer.Option(help="Weight format of the estimate: " + ", ".join(QUANTIZATIONS))] = "none",
+    image_topic: Annotated[str, typer.Option(help="Camera topic to look at; empty: image and image/compressed.")] = "",
+    namespace: Annotated[str, typer.Option(help="Namespace of the nodes to look at.")] = "",
+    seconds: Annotated[float, typer.Option(help="How long to listen to the running system [s].", min=0.5, max=600.0)] = 3.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Check Python, GPU, memory, ROS, messages, checkpoint and the running system; say what to do about each trouble."""
+    if dtype not in DTYPES or quantization not in QUANTIZATIONS:
+        raise typer.BadParameter(f"dtype {dtype!r} must be one of {', '.join(DTYPES)} and quantization {quantization!r} one of "
+                                 f"{', '.join(QUANTIZATIONS)}.")
+    checks: list[Check] = []
+
+    def note(found: Iterable[Check]) -> None:
+        for check in found:
+            checks.append(check)
+            if not as_json:
+                show(check)
+
+    torch_found = probe(TORCH_PROBE)
+    ros_found, messages_found = probe(ROS_PROBE), probe(MESSAGES_PROBE)
+    note(machine_checks())
+    note(torch_checks(torch_found))
+    note(ros_checks(ros_found, messages_found, os.environ))
+    note(optional_checks())
+    note([config_check()])
+    if checkpoint is not None:
+        note(checkpoint_checks(checkpoint, WEIGHT_BYTES[f"{quantization}/{dtype}"], free_bytes(torch_found)))
+    if isinstance(ros_found, str) or isinstance(messages_found, str):
+        note([Check("running system", True, "not looked at, since ROS or openvla_msgs cannot be imported here")])
+    else:
+        if not as_json:
+            typer.echo(f"   listening for {seconds:g} s ...")
+        from openvla_ros.ros.graph import live_checks  # ROS is imported only where it is known to work
+        note(live_checks(seconds, namespace, image_topic))
+    bad = [check for check in checks if not check.passed]
+    if as_json:
+        print(json.dumps({"checks": [vars(check) for check in checks], "ok": not bad}))
+    else:
+        typer.echo(f"\n{len(bad)} of {len(checks)} need attention: {', '.join(check.name for check in bad)}" if bad
+                   else f"\nall {len(checks)} good")
+    return 2 if bad else 0
+
+
+def show(check: Check) -> None:
+    """One line for people."""
+    word, colour = ("good", typer.colors.GREEN) if check.passed else ("BAD ", typer.colors.RED)
+    typer.echo(typer.style(word, fg=colour) + f" {check.name}: {check.detail}")
+
+
+def probe(code: str) -> dict[str, Any] | str:
+    """What `code` prints as JSON, or in words why not. In a process of its own: a broken library may take its process with it."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        return f"the import took longer than {PROBE_DEADLINE_S:g} s"
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        return dict(json.loads(lines[-1]))
+    complaint = done.stderr.strip().splitlines()
+    return complaint[-1] if complaint else f"the import ended with exit code {done.returncode}"
+
+
+def machine_checks() -> list[Check]:
+    """Python, memory, disk, processor load."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.home() if Path.home().exists() else Path("/"))
+    shared = Path("/dev/shm")
+    checks = [
+        Check("python", (3, 10) <= sys.version_info[:2] <= (3, 12),
+              f"{version} at {sys.executable}" if (3, 10) <= sys.version_info[:2] <= (3, 12)
+              else f"{version}: expected 3.10 to 3.12. Make the environment with one of them (make setup)."),
+        Check("memory", memory.available > 2 * GIB,
+              f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+              + ("" if memory.available > 2 * GIB else ". Close other programs; nothing but a tiny model fits.")),
+        Check("disk", disk.free > 2 * GIB, f"{disk.free / GIB:.1f} GiB free in the home folder"
+              + ("" if disk.free > 2 * GIB else ". Logs and recordings need room: free some.")),
+    ]
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        checks.append(Check("shared memory", free > 64 * 2**20, f"{free / 2**20:.0f} MiB free in /dev/shm" + (
+            "" if free > 64 * 2**20 else ". Images between processes need more: in a container use --shm-size=512m or --ipc=host; "
+            "`fastdds shm clean` removes what killed processes left.")))
+    return checks
+
+
+def torch_checks(found: dict[str, Any] | str) -> list[Check]:
+    """torch and GPUs; a machine that only runs command_node needs neither."""
+    if isinstance(found, str):
+        if importlib.util.find_spec("torch") is None:
+            return [Check("torch", True, "not installed. policy_node needs it: pip install 'openvla-ros[policy]'; command_node does not.")]
+        return [Check("torch", False, f"is installed and cannot be imported: {found}. Install it again for this Python.")]
+    checks = [Check("torch", True, f"{found['version']}, CUDA {found['cuda'] or 'not in this build'}")]
+    if found["gpus"]:
+        checks += [Check(f"gpu {number}", True, f"{name}: {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+                   for number, (name, free, total) in enumerate(found["gpus"])]
+    elif shutil.which("nvidia-smi"):
+        checks.append(Check("gpu", False, "nvidia-smi is here, but torch sees no GPU. Install a CUDA build of torch that fits the "
+                            "driver (nvidia-smi shows its CUDA version), and check CUDA_VISIBLE_DEVICES."))
+    else:
+        checks.append(Check("gpu", True, "none: a 7B model takes many seconds per action on a CPU, small ones run well"))
+    return checks
+
+
+def ros_checks(found: dict[str, Any] | str, messages: dict[str, Any] | str, environment: Mapping[str, str]) -> list[Check]:
+    """Where ROS comes from, its middleware, the interface package, and variables that decide who hears whom."""
+    if isinstance(found, str):
+        if importlib.util.find_spec("rclpy") is None:
+            return [Check("ros", True, "no ROS here: predict, replay and a policy server work without. For nodes: make setup, or "
+                          "source /opt/ros/<distro>/setup.bash.")]
+        return [Check("ros", False, f"rclpy is installed and cannot be imported: {found}. If an apt ROS is sourced in a shell that "
+                      "uses wheels, open a new shell; else make setup again.")]
+    own = Path(found["path"]).is_relative_to(sys.prefix)
+    sourced = [path for path in environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+               if path and (Path(path) / "share" / "rclpy").is_dir() and not Path(path).is_relative_to(sys.prefix)]
+    kind = "wheels in this environment" if own else "an installed ROS"
+    checks = [Check("ros", not (own and sourced), f"{kind}: {found['path']}" + (
+        f", and {sourced[0]} is sourced as well: libraries of the two get mixed. Use a shell in which only one is active."
+        if own and sourced else ""))]
+    rmw = found["rmw"]
+    profile = environment.get("FASTRTPS_DEFAULT_PROFILES_FILE") or environment.get("FASTDDS_DEFAULT_PROFILES_FILE")
+    if "fastrtps" not in rmw:
+        checks.append(Check("middleware", True, rmw))
+    elif profile and not Path(profile).is_file():
+        checks.append(Check("middleware", False, f"{rmw}; FASTRTPS_DEFAULT_PROFILES_FILE names {profile}, which does not exist. "
+                            "Correct or unset it."))
+    else:
+        checks.append(Check("middleware", True, f"{rmw}, " + (f"profile {profile}" if profile else
+                            "without a profile: raw images over best effort get lost. `openvla-ros run` sets one for its own processes; "
+                            f"for the camera: export FASTRTPS_DEFAULT_PROFILES_FILE={profile_file()}")))
+    domain = environment.get("ROS_DOMAIN_ID", "")
+    domain_good = not domain or (domain.isdigit() and int(domain) <= 232)
+    scope = environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE") or ("LOCALHOST" if environment.get("ROS_LOCALHOST_ONLY") == "1" else "SUBNET")
+    checks.append(Check("domain", domain_good and scope != "OFF", f"ROS_DOMAIN_ID {domain or '0 (not set)'}, discovery range {scope}" + (
+        "" if domain_good else ": expected a number from 0 to 232 (0 to 101 is safe)") + (
+        ": OFF stops all traffic between processes; use LOCALHOST or SUBNET" if scope == "OFF" else "")))
+    if isinstance(messages, str):
+        checks.append(Check("openvla_msgs", False, f"cannot be used: {messages}. Build it: make setup, or colcon build --base-paths . msg "
+                            "and source install/setup.bash before Python starts."))
+    else:
+        copies = messages["copies"]
+        checks.append(Check("openvla_msgs", len(copies) <= 1, messages["path"] if len(copies) <= 1 else
+                            f"found {len(copies)} times: {', '.join(copies)}. The first is used; remove the others, they may differ."))
+    return checks
+
+
+def profile_file() -> Path:
+    """The Fast DDS profile of this package; only its name where the package lost its config folder."""
+    try:
+        return share_folder() / "config" / "fastdds.xml"
+    except OpenvlaRosError:
+        return Path("config/fastdds.xml")
+
+
+def optional_checks() -> list[Check]:
+    """Parts that only some modes need: never bad, but worth knowing."""
+    return [Check(name, True, "installed" if importlib.util.find_spec(name) else f"not installed ({why})")
+            for name, why in OPTIONAL.items()]
+
+
+def config_check() -> Check:
+    """The config folder and the robots in it."""
+    try:
+        folder = share_folder() / "config"
+    except OpenvlaRosError as error:
+        return Check("config", False, str(error))
+    robots = sorted(path.stem for path in (folder / "robots").glob("*.yaml"))
+    return Check("config", bool(robots), f"{folder}, robots: {', '.join(robots) or 'none. Install the package again.'}")
+
+
+def free_bytes(torch_found: dict[str, Any] | str) -> tuple[float, str]:
+    """Memory that a model could take, and whose it is: that of the freest GPU, else that of the computer."""
+    gpus = [] if isinstance(torch_found, str) else torch_found["gpus"]
+    if gpus:
+        name, free, _ = max(gpus, key=lambda gpu: gpu[1])
+        return float(free), str(name)
+    return float(psutil.virtual_memory().available), "this computer"
+
+
+def checkpoint_checks(folder: Path, bytes_per_weight: float, free: tuple[float, str]) -> list[Check]:
+    """Files, sizes and statistics of a checkpoint folder, from file headers alone."""
+    if not (folder / "config.json").is_file():
+        return [Check("checkpoint", False, f"{folder} has no config.json. Name the folder of a checkpoint in the Hugging Face layout.")]
+    try:
+        configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [Check("checkpoint", False, f"{folder}/config.json cannot be read: {error}. Copy it again.")]
+    weights, problems = weight_count(folder)
+    problems += [f"{name} is missing" for name in ("tokenizer.json", "preprocessor_config.json") if not (folder / name).is_file()]
+    checks = [Check("checkpoint", not problems, f"{folder}: {weights / 1e6:.1f} million weights" if not problems
+                    else f"{folder}: {'; '.join(problems)}. Copy the checkpoint again.")]
+    needed = weights * bytes_per_weight
+    fits = needed * 1.1 < free[0]
+    checks.append(Check("checkpoint memory", fits, f"needs about {needed / GIB:.2f} GiB, {free[1]} has {free[0] / GIB:.1f} GiB free"
+                        + ("" if fits else ". Use --quantization int8 or nf4, or a larger device.")))
+    try:
+        keys = sorted(read_statistics(folder, configuration))
+        checks.append(Check("checkpoint statistics", True, f"{len(keys)}: {', '.join(keys)}"))
+    except OpenvlaRosError as error:
+        checks.append(Check("checkpoint statistics", False, str(error)))
+    return checks
+
+
+def weight_count(folder: Path) -> tuple[int, list[str]]:
+    """How many weights the safetensors files say they hold, and what is wrong with the files."""
+    files = sorted(folder.glob("*.safetensors"))
+    problems, weights = [], 0
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        problems += [f"{name} is missing" for name in sorted(named - {path.name for path in files})]
+    if not files:
+        pickles = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
+        problems.append(f"only pickled weights ({pickles[0]}), which are never loaded" if pickles else "there is no *.safetensors file")
+    for path in files:
+        try:
+            weights += tensor_elements(path)
+        except ValueError as error:
+            problems.append(f"{path.name}: {error}")
+    return weights, problems
+
+
+def tensor_elements(path: Path) -> int:
+    """Numbers stored in a safetensors file: 8 bytes of header length, a JSON header, then the data. Raises ValueError."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError("truncated, or a Git LFS pointer instead of the file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != 8 + length + end:
+        raise ValueError(f"{size} bytes, expected {8 + length + end}")
+    return sum(math.prod(entry["shape"]) for entry in header.values())
