@@ -178,8 +178,8 @@ class PolicyNode(ManagedNode):
         if age_s + latency_s + step_s > self._max_age_s:
             raise ConfigurationError(
                 f"image age {age_s:.3f} s + latency {latency_s:.3f} s (p{share * 100:.0f}) + step {step_s:.3f} s exceed "
-                f"max_observation_age_s {self._max_age_s:.3f} s: the arm would stop within every step. Use a faster device or dtype, or raise "
-                "max_observation_age_s of both nodes and accept the longer stop time.")
+                f"max_observation_age_s {self._max_age_s:.3f} s: the arm would stop within every step. Use a faster device or "
+                "dtype, or raise max_observation_age_s of both nodes and accept the longer stop time.")
         self._inference.open()
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
