@@ -86,7 +86,7 @@ def ros_environment(ros_domain_id: int, tmp_path: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
     """Environment for child processes that do not talk ROS."""
     return child_environment()
