@@ -48,7 +48,8 @@ def check_service(node: Node) -> None:
     assert client.wait_for_service(DEADLINE_S)
     answers = [client.call_async(SetDriver.Request(driver=driver)) for driver in (SetDriver.Request.POLICY, SetDriver.Request.HUMAN)]
     wait(node, lambda: all(answer.done() for answer in answers), "answers of set_driver")
-    assert [(answer.result().success, answer.result().reason) for answer in answers] == [(True, ""), (False, "only the policy may drive here")]
+    results = [answer.result() for answer in answers]
+    assert [(result.success, result.reason) for result in results] == [(True, ""), (False, "only the policy may drive here")]
 
 
 def check_action(node: Node, *, cancel: bool) -> None:
