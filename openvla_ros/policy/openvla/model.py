@@ -1,0 +1,99 @@
+"""OpenVLA as one network: pixels and prompt ids in, action-token logits out. Sizes in `ModelShape`, weights elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openvla_ros.policy.openvla.attention import Attend, attend_sdpa
+from openvla_ros.policy.openvla.language import DecoderShape, KeyValueCache, LanguageModel
+from openvla_ros.policy.openvla.vision import TowerShape, VisionBackbone
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Every size of the network: one or two towers, and the decoder."""
+
+    towers: tuple[TowerShape, ...]
+    decoder: DecoderShape
+
+    @property
+    def vision_width(self) -> int:
+        """Features per patch, all towers together."""
+        return sum(tower.width for tower in self.towers)
+
+
+class Projector(nn.Module):
+    """Patch features -> decoder embeddings. Fused towers have three layers, a single tower two; exact GELU between."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        width, hidden, fused = shape.vision_width, shape.decoder.hidden_size, len(shape.towers) > 1
+        middle = 4 * width if fused else hidden
+        self.fc1 = nn.Linear(width, middle)
+        self.fc2 = nn.Linear(middle, hidden)
+        self.fc3 = nn.Linear(hidden, hidden) if fused else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, patches, vision width] -> [B, patches, W]"""
+        projected = self.fc2(functional.gelu(self.fc1(features)))
+        if self.fc3 is not None:
+            projected = self.fc3(functional.gelu(projected))
+        return projected  # type: ignore[no-any-return]
+
+
+class OpenvlaModel(nn.Module):
+    """The network. Build it under `torch.device("meta")` and let `checkpoint.load_weights` fill it."""
+
+    def __init__(self, shape: ModelShape, attend: Attend = attend_sdpa) -> None:
+        super().__init__()
+        self.shape = shape
+        self.vision_backbone = VisionBackbone(shape.towers, attend)
+        self.projector = Projector(shape)
+        self.language_model = LanguageModel(shape.decoder, attend)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """[B, 3 or 6, side, side] -> patch embeddings [B, patches, W]"""
+        return self.projector(self.vision_backbone(pixels))  # type: ignore[no-any-return]
+
+    def prefill(self, patches: Tensor, prompt_ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """Read [B, P, W] patches and [B, T] prompt ids from position 0 on; logits [B, vocab] of the first action token."""
+        text = self.language_model.embed(prompt_ids)
+        sequence = torch.cat([text[:, :1], patches, text[:, 1:]], dim=1)  # the picture stands right behind BOS
+        return self.language_model(sequence, cache, 0)  # type: ignore[no-any-return]
+
+    def decode(self, token_ids: Tensor, position: int, cache: KeyValueCache) -> Tensor:
+        """Read one more token per row, [B], at `position`; logits [B, vocab] of the next."""
+        return self.language_model(self.language_model.embed(token_ids[:, None]), cache, position)  # type: ignore[no-any-return]
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+def generate(model: OpenvlaModel, first_logits: Tensor, position: int, count: int, end_id: int, cache: KeyValueCache,
+             stopped: Callable[[], bool] = never) -> tuple[list[int], Tensor]:
+    """Greedy ids (first maximal index on ties), at most `count`, the last one `end_id` if the model ends early.
+
+    first_logits: [1, vocab] of the prefill; position: where the first generated token will stand. `stopped` is asked before each
+    pass; when it says yes, the ids so far come back. Returns the ids and the float32 logits [steps, vocab] they came from.
+    """
+    logits, ids = [first_logits], [int(first_logits.argmax())]
+    while len(ids) < count and ids[-1] != end_id and not stopped():
+        token = torch.tensor(ids[-1:], device=first_logits.device)
+        logits.append(model.decode(token, position + len(ids) - 1, cache))
+        ids.append(int(logits[-1].argmax()))
+    return ids, torch.cat(logits)
+
+
+def last_of_sequence(prompt_ids: Sequence[int], generated_ids: Sequence[int], count: int) -> list[int]:
+    """What the released code takes as action tokens: the last `count` ids of prompt and answer together.
+
+    After an early end of sequence these include ids of the prompt; the caller must call that a fault.
+    """
+    return [*prompt_ids, *generated_ids][-count:]

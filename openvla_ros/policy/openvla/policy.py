@@ -1,0 +1,248 @@
+"""OpenVLA as a `Policy`: one observation in, one action out, with everything that was computed on the way on request."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openvla_ros.contract import ACTION_NAMES, Action, ActionChunk, Check, FloatArray, Observation
+from openvla_ros.errors import CheckpointError, ConfigurationError, InstructionError
+from openvla_ros.policy.catalogue import PolicySettings
+from openvla_ros.policy.openvla.attention import choose_attention
+from openvla_ros.policy.openvla.checkpoint import SafetensorsFolder, check_fit, check_memory, find_checkpoint, load_weights
+from openvla_ros.policy.openvla.configuration import read_configuration, read_json
+from openvla_ros.policy.openvla.language import KeyValueCache
+from openvla_ros.policy.openvla.model import OpenvlaModel, generate, last_of_sequence
+from openvla_ros.policy.openvla.preprocess import ImagePath, Processor, read_processor
+from openvla_ros.policy.openvla.quantization import NOTES, import_bitsandbytes
+from openvla_ros.policy.openvla.tokens import ActionTokens, PromptEncoder, read_tokenizer
+from openvla_ros.policy.statistics import ActionStatistics, choose_statistics, read_statistics
+
+TEXT_POSITIONS = 384
+"""Room in the cache for prompt and action tokens: the longer prompt takes 55 and an English instruction of 256 characters about 70.
+At half a megabyte per position the cache of a 7B model then takes 0.34 GB."""
+
+
+UNTRAINED = "untrained: the weights of this checkpoint are random numbers, so its actions mean nothing"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One inference, laid open.
+
+    input_ids: prompt as the model read it (the picture stands behind the first). generated_ids: what it answered, the
+    end-of-sequence token included. token_ids, normalized_action, action: [D] the released code's arithmetic, whatever the ids;
+    if `fault` is not empty they must not move anything. logits: [steps, vocab] float32, only when asked for.
+    """
+
+    input_ids: tuple[int, ...]
+    generated_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    normalized_action: FloatArray
+    action: FloatArray
+    fault: str
+    stage_ms: Mapping[str, float]
+    logits: npt.NDArray[np.float32] | None = None
+
+
+class OpenvlaPolicy:
+    """A loaded model with its text, image path and statistics. One thread calls it at a time; `cancel` may come from another."""
+
+    def __init__(self, name: str, model: OpenvlaModel, prompt: PromptEncoder, processor: Processor, image_path: ImagePath,
+                 tokens: ActionTokens, statistics: ActionStatistics, step_s: float, end_id: int, notes: tuple[str, ...] = ()) -> None:
+        self.name, self.step_s, self.notes = name, step_s, notes
+        self.model, self.prompt, self.processor, self.image_path = model, prompt, processor, image_path
+        self.tokens, self.statistics, self.end_id = tokens, statistics, end_id
+        self.cancelled = threading.Event()
+        weight = model.projector.fc1.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.patches = model.shape.towers[0].patches
+        self.cache = KeyValueCache(model.shape.decoder, cache_positions(model), self.device, self.dtype)
+
+    @torch.inference_mode()
+    def predict(self, observation: Observation, keep_logits: bool = False) -> Prediction:
+        """Run the model once, for any action length the statistics have.
+
+        Raises InstructionError for a text that is too long or spells a special token. A fault of the model is reported, not raised.
+        """
+        self.cancelled.clear()
+        clock = StageClock(self.device)
+        input_ids = self.encode(observation.instruction)
+        frame = self.image_path.apply(observation, self.processor.side)
+        pixels = torch.from_numpy(self.processor.to_pixels(frame)).to(self.device, self.dtype)[None]
+        clock.end("preprocess")
+        patches = self.model.see(pixels)
+        clock.end("vision")
+        logits = self.model.prefill(patches, torch.tensor([input_ids], device=self.device), self.cache)
+        clock.end("prefill")
+        position, count = self.patches + len(input_ids), self.statistics.length
+        generated, all_logits = generate(self.model, logits, position, count, self.end_id, self.cache, self.cancelled.is_set)
+        finite = bool(torch.isfinite(all_logits).all())
+        clock.end("decode")
+        token_ids = last_of_sequence(input_ids, generated, count)
+        normalized = self.tokens.decode(token_ids)
+        return Prediction(tuple(input_ids), tuple(generated), tuple(token_ids), normalized, self.statistics.to_metric(normalized),
+                          self.find_fault(generated, finite), MappingProxyType(clock.stage_ms),
+                          all_logits.cpu().numpy() if keep_logits else None)
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """One step, or a fault. Raises InstructionError, and ActionError if the statistics are not of one 7-number arm."""
+        prediction = self.predict(observation)
+        steps = () if prediction.fault else (Action.from_vector(prediction.action),)
+        return ActionChunk(steps, self.step_s, observation.stamp_ns, observation.instruction, self.name,
+                           prediction.generated_ids, prediction.fault, prediction.stage_ms)
+
+    def cancel(self) -> None:
+        """End the inference in progress at its next decode pass, with a fault. Nothing in progress: no effect."""
+        self.cancelled.set()
+
+    def encode(self, instruction: str) -> list[int]:
+        """Prompt ids that leave room for the action. Raises InstructionError."""
+        ids = self.prompt.encode(instruction)
+        room = self.cache.length - self.patches - self.statistics.length
+        if len(ids) > room:
+            raise InstructionError(f"instruction takes {len(ids)} tokens with its prompt, at most {room} fit. Say it shorter.")
+        return ids
+
+    def find_fault(self, generated: list[int], finite: bool) -> str:
+        """Why the ids are no action; "" if they are one."""
+        count = self.statistics.length
+        if not finite:
+            return "the model's logits hold NaN or infinity: weights or dtype are wrong for this device"
+        if self.end_id in generated:
+            return f"the model ended its answer early, at token {generated.index(self.end_id) + 1} of {count}"
+        if len(generated) < count:
+            return f"cancelled after {len(generated)} of {count} tokens"
+        foreign = [index for index, token_id in enumerate(generated) if not self.tokens.holds(token_id)]
+        if foreign:
+            return (f"token {generated[foreign[0]]} at place {foreign[0] + 1} of {count} is no action; those are "
+                    f"{self.tokens.first_id} to {self.tokens.vocabulary - 1}")
+        return ""
+
+    def self_test(self) -> tuple[Check, ...]:
+        """Three inferences on built-in frames: picture and instruction must reach the logits, and the action must fit an arm."""
+        first, second = self_test_frames()
+        plain, other_picture, other_text = (
+            self.predict(Observation(frame, text, stamp_ns=0), keep_logits=True)
+            for frame, text in ((first, "pick up the cup"), (second, "pick up the cup"), (first, "close the drawer")))
+        warm_ms = sum(other_text.stage_ms.values())
+        finite = all(prediction.logits is not None and np.isfinite(prediction.logits).all() for prediction in (plain, other_picture, other_text))
+        length = self.statistics.length
+        return (
+            Check("logits are finite", finite, "no NaN, no infinity" if finite else
+                  "NaN or infinity in the model's output: the weights are damaged or dtype is wrong for this device"),
+            compare("picture matters", plain, other_picture, "the picture does not reach the output: vision tower or projector is broken"),
+            compare("instruction matters", plain, other_text, "the instruction does not reach the output: tokenizer or decoder is broken"),
+            Check("statistics fit one arm", length == len(ACTION_NAMES),
+                  f"{self.statistics.key!r} has {length} numbers per action, an arm takes {len(ACTION_NAMES)}"),
+            Check("warm inference", True, f"{warm_ms:.0f} ms per action ("
+                  + ", ".join(f"{stage} {value:.0f}" for stage, value in other_text.stage_ms.items()) + f"), step {self.step_s * 1000:.0f} ms"),
+        )
+
+    def close(self) -> None:
+        """Free weights and cache, GPU memory included."""
+        del self.model, self.cache
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class StageClock:
+    """Milliseconds per stage. On a GPU each stage end waits for the device, so that the numbers mean what they say."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stage_ms = device, dict[str, float]()
+        self.last = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        """The stage that began when the last one ended is over."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.stage_ms[stage] = (now - self.last) * 1000.0
+        self.last = now
+
+
+def compare(name: str, one: Prediction, other: Prediction, broken: str) -> Check:
+    """Whether two predictions' first logits differ by more than rounding."""
+    assert one.logits is not None and other.logits is not None
+    scale = float(np.abs(one.logits[0]).max())
+    difference = float(np.abs(one.logits[0] - other.logits[0]).max())
+    passed = difference > 1e-4 * scale  # a NaN fails, too
+    return Check(name, passed, f"first logits differ by up to {difference:.3g} (largest logit {scale:.3g})" + ("" if passed else f": {broken}"))
+
+
+def self_test_frames() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Two unlike pictures, [240, 320, 3], that need no file: a bright square on the left of a ramp, a dark one on its right."""
+    ramp = np.broadcast_to(np.linspace(40, 200, 320, dtype=np.uint8)[None, :, None], (240, 320, 3))
+    first, second = ramp.copy(), ramp[:, ::-1].copy()
+    first[60:140, 40:120] = (230, 60, 30)
+    second[110:190, 200:280] = (20, 40, 90)
+    return first, second
+
+
+def cache_positions(model: OpenvlaModel) -> int:
+    """Positions the cache is made for: the picture and TEXT_POSITIONS, as far as the model was made for so many."""
+    return min(model.shape.decoder.max_position_embeddings, model.shape.towers[0].patches + TEXT_POSITIONS)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes the GPU if torch sees one. Raises ConfigurationError if a GPU is asked for and there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device is cuda, but torch {torch.__version__} sees no GPU. Check nvidia-smi and that torch is a CUDA build; "
+                                 "or use device auto or cpu.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def load_openvla(settings: PolicySettings, progress: bool | None = None) -> OpenvlaPolicy:
+    """Find, judge and load a checkpoint. Everything that can be refused is refused before the first weight is read.
+
+    progress: show a bar on stderr; None means if stderr is a terminal. Raises CheckpointError, UnknownStatistics, NotEnoughMemory,
+    ConfigurationError or DependencyMissing.
+    """
+    device, dtype = choose_device(settings.device), getattr(torch, settings.dtype)
+    attend = choose_attention(settings.attention, device, dtype)
+    if settings.quantization != "none":
+        import_bitsandbytes()
+    folder = find_checkpoint(settings.checkpoint)
+    content = read_json(folder / "config.json")
+    source = SafetensorsFolder(folder)
+    configuration = read_configuration(folder, content, source.shapes())
+    statistics = choose_statistics(read_statistics(folder, content), settings.unnorm_key)
+    processor = read_processor(folder)
+    sides = tuple(tower.side for tower in configuration.shape.towers)
+    if tuple(tower.side for tower in processor.towers) != sides:
+        raise CheckpointError(f"preprocessor_config.json makes pictures of {[tower.side for tower in processor.towers]} pixels, config.json "
+                              f"expects {list(sides)}. They are from different checkpoints.")
+    style = configuration.prompt_style if settings.prompt_style == "auto" else settings.prompt_style
+    if not style:
+        raise ConfigurationError("config.json does not say which prompt the model was trained with (llm_backbone_id is neither Llama nor "
+                                 "Vicuna). Set prompt_style to openvla or v01.")
+    prompt = PromptEncoder(read_tokenizer(folder), style)
+    with torch.device("meta"):
+        model = OpenvlaModel(configuration.shape, attend)
+    check_fit(model, source.shapes())
+    check_memory(model, device, dtype, settings.quantization, cache_positions(model))
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    with Progress(TextColumn("loading {task.fields[name]}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn(),
+                  console=Console(stderr=True), transient=True, disable=not (Console(stderr=True).is_terminal if progress is None else progress)
+                  ) as bar:
+        task = bar.add_task("", name=folder.name, total=None)
+        load_weights(model, source, device, dtype, settings.quantization,
+                     lambda done, total: bar.update(task, completed=done, total=total))
+    notes = tuple(note for note in (NOTES[settings.quantization], UNTRAINED if configuration.untrained else "") if note)
+    name = folder.name if Path(settings.checkpoint).expanduser().is_dir() else settings.checkpoint
+    return OpenvlaPolicy(name, model, prompt, processor, ImagePath(settings.resize, settings.rotate_180, settings.centre_crop),
+                         ActionTokens(configuration.vocabulary, configuration.bins), statistics, settings.step_s, configuration.end_id, notes)

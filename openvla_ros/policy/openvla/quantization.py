@@ -1,0 +1,61 @@
+"""Weights in 8 or 4 bits by bitsandbytes, which is imported only when one of them is asked for. Neither is exact."""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from openvla_ros.errors import DependencyMissing
+
+BYTES_PER_WEIGHT = {"int8": 1.0, "nf4": 0.52}
+"""Kept per weight: int8 one byte (plus a scale per row), NF4 half a byte plus its doubly quantised scales."""
+
+TRANSIENT_BYTES_PER_WEIGHT = 17
+"""Peak while one tensor is being quantised, beside what is kept (measured with NF4 on the CPU: 0.77 GB for 45 M weights)."""
+
+NOTES = {
+    "none": "",
+    "int8": "int8 quantisation (bitsandbytes): actions are not exactly those of the unquantised model",
+    "nf4": "NF4 4-bit quantisation (bitsandbytes): actions are not exactly those of the unquantised model",
+}
+
+
+def is_quantized(name: str) -> bool:
+    """Whether a weight is stored in few bits: the decoder's large matrices, which are 86 % of a 7B model.
+
+    The output head stays exact, since it ranks neighbouring action bins; the towers are small and sensitive.
+    """
+    return name.startswith("language_model.model.layers.") and name.endswith("_proj.weight")
+
+
+def import_bitsandbytes() -> ModuleType:
+    """The package, or DependencyMissing with the way to install it."""
+    try:
+        import bitsandbytes
+    except Exception as error:  # a wrong CUDA set-up raises other things than ImportError
+        raise DependencyMissing(f"quantization needs the package bitsandbytes, which cannot be imported here ({error}). "
+                                "Install it with: pip install bitsandbytes; or use quantization none.") from error
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on every single product about a cast that is meant
+    return bitsandbytes  # type: ignore[no-any-return]
+
+
+def quantize_linear(weight: Tensor, mode: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A linear layer without bias that keeps `weight` [outputs, inputs] in few bits. mode: int8 or nf4. `weight` may be freed after."""
+    library = import_bitsandbytes()
+    outputs, inputs = weight.shape
+    source = weight.to("cpu", torch.float16 if mode == "int8" else dtype, copy=True)  # bitsandbytes quantises on the way to `device`
+    with torch.device("meta"):
+        if mode == "int8":
+            layer = library.nn.Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False, threshold=6.0)
+        else:
+            layer = library.nn.Linear4bit(inputs, outputs, bias=False, compute_dtype=dtype, quant_type="nf4")
+    if mode == "int8":
+        layer.weight = library.nn.Int8Params(source, requires_grad=False, has_fp16_weights=False).to(device)
+    else:
+        layer.weight = library.nn.Params4bit(source, requires_grad=False, quant_type="nf4", compress_statistics=True,
+                                             module=layer).to(device)
+    layer.eval()
+    return layer  # type: ignore[no-any-return]
