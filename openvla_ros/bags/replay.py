@@ -1,0 +1,136 @@
+"""A recording and a policy in, what the policy would have done out: frame by frame, offline, the same every time.
+
+The policy sees every frame in order, however long it takes; nothing is dropped and no clock is read except to measure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import numpy as np
+
+from openvla_ros.bags.frames import Frame, Selection, Tally, frames
+from openvla_ros.bags.read import Recording
+from openvla_ros.contract import ACTION_NAMES, FloatArray, Observation, Policy
+from openvla_ros.errors import BagError
+
+ACTION_UNITS = ("m", "m", "m", "rad", "rad", "rad", "0..1")
+"""Unit of each number of an action; the gripper is a share, 0 closed .. 1 open."""
+
+
+@dataclass(frozen=True)
+class ReplayedFrame:
+    """One frame and the policy's first step for it. action is None exactly where `fault` says why."""
+
+    index: int
+    stamp_ns: int
+    instruction: str
+    token_ids: tuple[int, ...]
+    action: FloatArray | None  # [7] in the order of ACTION_NAMES
+    recorded: FloatArray | None  # [7], NaN where the recording does not say
+    fault: str
+    stage_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class DimensionError:
+    """Predicted minus recorded in one dimension, in its own unit. None where it cannot be said (no pair, no variation)."""
+
+    name: str
+    unit: str
+    pairs: int
+    mean_abs: float | None
+    median_abs: float | None
+    p95_abs: float | None
+    max_abs: float | None
+    bias: float | None
+    correlation: float | None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One policy over one recording."""
+
+    recording: str
+    policy: str
+    notes: tuple[str, ...]
+    image_topic: str
+    instruction_topic: str  # empty when the instruction was given
+    action_topic: str  # empty when the recording has no actions
+    frames: tuple[ReplayedFrame, ...]
+    tally: Tally
+
+    @property
+    def errors(self) -> tuple[DimensionError, ...]:
+        """Statistics per dimension, in the order of ACTION_NAMES."""
+        return dimension_errors(self.frames)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over indices, token ids, actions and faults: equal for two runs that would have moved the arm equally."""
+        content = hashlib.sha256()
+        for frame in self.frames:
+            action = b"" if frame.action is None else np.asarray(frame.action, "<f8").tobytes()
+            content.update(repr((frame.index, frame.token_ids, frame.fault)).encode() + action)
+        return content.hexdigest()
+
+
+def replay(recording: Recording, selection: Selection, policy: Policy, stride: int = 1, limit: int = 0,
+           on_frame: Callable[[ReplayedFrame], None] | None = None) -> Replay:
+    """Show the frames of a recording to a policy.
+
+    on_frame: called after each frame, for a progress bar. Raises BagError when no frame could be shown at all, and what
+    the policy raises.
+    """
+    tally = Tally()
+    seen: list[ReplayedFrame] = []
+    for frame in run(policy, frames(recording, selection, tally, stride, limit)):
+        seen.append(frame)
+        if on_frame:
+            on_frame(frame)
+    if not seen:
+        raise BagError(f"no frame of {recording.path} could be shown to the policy: {tally.images} images, "
+                       f"{tally.without_instruction} of them before an instruction. Give one with --instruction.")
+    return Replay(recording.name, policy.name, tuple(policy.notes), selection.image.name,
+                  selection.instruction.name if selection.instruction else "",
+                  selection.action.name if selection.action else "", tuple(seen), tally)
+
+
+def run(policy: Policy, shown: Iterator[Frame]) -> Iterator[ReplayedFrame]:
+    """The policy's answer to each frame; a frame whose picture is broken is answered by its fault."""
+    for frame in shown:
+        if frame.rgb is None:
+            yield ReplayedFrame(frame.index, frame.stamp_ns, frame.instruction, (), None, frame.recorded, frame.fault, {})
+            continue
+        begun_ns = perf_counter_ns()
+        chunk = policy.act(Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg))
+        stage_ms = {**chunk.stage_ms, "total": (perf_counter_ns() - begun_ns) / 1e6}
+        action = chunk.steps[0].to_vector() if chunk.steps else None
+        fault = chunk.fault or ("" if chunk.steps else "the policy answered without a step")
+        yield ReplayedFrame(frame.index, frame.stamp_ns, frame.instruction, tuple(chunk.token_ids), action, frame.recorded, fault,
+                            stage_ms)
+
+
+def dimension_errors(seen: Sequence[ReplayedFrame]) -> tuple[DimensionError, ...]:
+    """Statistics of predicted minus recorded, over the frames that have both."""
+    pairs = [(frame.action, frame.recorded) for frame in seen if frame.action is not None and frame.recorded is not None]
+    predicted = np.array([action for action, _ in pairs]).reshape(-1, len(ACTION_NAMES))
+    recorded = np.array([action for _, action in pairs]).reshape(-1, len(ACTION_NAMES))
+    return tuple(_errors(name, unit, predicted[:, column], recorded[:, column])
+                 for column, (name, unit) in enumerate(zip(ACTION_NAMES, ACTION_UNITS, strict=True)))
+
+
+def _errors(name: str, unit: str, predicted: FloatArray, recorded: FloatArray) -> DimensionError:
+    known = np.isfinite(predicted) & np.isfinite(recorded)
+    predicted, recorded = predicted[known], recorded[known]
+    if not predicted.size:
+        return DimensionError(name, unit, 0, None, None, None, None, None, None)
+    error = predicted - recorded
+    size = np.abs(error)
+    varies = predicted.size > 1 and np.ptp(predicted) > 0 and np.ptp(recorded) > 0
+    return DimensionError(
+        name, unit, int(predicted.size), float(size.mean()), float(np.median(size)), float(np.quantile(size, 0.95)),
+        float(size.max()), float(error.mean()), float(np.corrcoef(predicted, recorded)[0, 1]) if varies else None)
