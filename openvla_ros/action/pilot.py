@@ -64,14 +64,19 @@ class PlayedStep:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome of one tick. twist None: send nothing. rules: those that acted on the playing step or refused something."""
+    """The outcome of one tick. twist None: send nothing. step: the newest one that plays in it, if any."""
 
     driver: Driver
     twist: Twist | None
     step: PlayedStep | None
     step_started: bool
-    rules: tuple[str, ...]
+    refused: tuple[str, ...]  # rules that dropped a chunk, or stopped the arm, at this tick
     stop_reason: str  # empty while the arm is moving
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """All rules that acted: those that refused, and those that changed the step."""
+        return self.refused + (self.step.rules if self.step else ())
 
 
 class Pilot:
@@ -90,7 +95,8 @@ class Pilot:
         self._ramping = False
         self._silent_from_ns: int | None = None
         self._started: Play | None = None
-        self._rules: list[str] = []
+        self._refused: list[str] = []
+        self._fell = False
         self.counts: Counter[str] = Counter()
         """How often each rule acted since the start, beside the number of `chunks` received and `steps` started."""
         self.configure(settings)
@@ -122,6 +128,11 @@ class Pilot:
         """Why the arm is held or stopped; empty while it is moving."""
         return self._stop_reason
 
+    @property
+    def fell(self) -> bool:
+        """True in a HOLD that nobody asked for."""
+        return self._fell
+
     def resume(self, now: Now, obstacles: Mapping[str, str] = NOTHING) -> None:
         """HOLD -> POLICY. Only chunks observed from now on count. Raises HandoffRefused, also when there is an obstacle."""
         driver = next_driver(self._driver, "resume")
@@ -130,17 +141,18 @@ class Pilot:
         if driver is self._driver:
             return
         self._stop("waiting for a chunk that was observed after POLICY was chosen")
-        self._driver, self._since_ns, self._session, self._observed_ns = driver, now.ros_ns, None, None
+        self._driver, self._fell = driver, False
+        self._since_ns, self._session, self._observed_ns = now.ros_ns, None, None
 
-    def hold(self, reason: str = "HOLD was chosen") -> None:
+    def hold(self) -> None:
         """POLICY -> HOLD with a soft stop. Raises HandoffRefused when STOPPED."""
-        self._driver = next_driver(self._driver, "hold")
-        self._stop(reason)
+        self._driver, self._fell = next_driver(self._driver, "hold"), False
+        self._stop("HOLD was chosen")
 
     def emergency_stop(self, reason: str) -> None:
         """Whatever -> STOPPED. The next tick sends zeros without a ramp; only `reset` leads out. Not safety-rated."""
         if self._driver is not Driver.STOPPED:
-            self.counts["emergency_stop"] += 1
+            self._count("emergency_stop")
             self._driver = next_driver(self._driver, "emergency_stop")
             self._stop_at_once(reason)
 
@@ -149,14 +161,14 @@ class Pilot:
         driver = next_driver(self._driver, "reset")
         if request_held:
             raise HandoffRefused("emergency_stop_request is still true. Publish false there first.")
-        self._driver = driver
+        self._driver, self._fell = driver, False
         self._stop("reset after an emergency stop")
 
     def halt(self, reason: str) -> None:
         """The clock cannot be trusted: HOLD, and without it there is no ramp, the next tick sends zeros."""
-        if self._driver is Driver.POLICY or self._ramping:
+        if self._driver is Driver.POLICY or (self._twist is not None and self._twist.moving):
             self._count("clock")
-            self._driver = next_driver(self._driver, "hold")
+            self._fall(reason)
             self._stop_at_once(reason)
 
     def malformed(self, reason: str) -> None:
@@ -183,9 +195,8 @@ class Pilot:
         elif self._silent_from_ns is not None and now.tick_ns < self._silent_from_ns:
             twist = ZERO
         self._twist, self._last = twist, now
-        rules = (*self._rules, *(step.rules if step else ()))
-        self._rules.clear()
-        return Decision(self._driver, twist, step, started, rules, self._stop_reason)
+        refused, self._refused = tuple(self._refused), []
+        return Decision(self._driver, twist, step, started, refused, self._stop_reason)
 
     def _watch(self, now: Now, obstacles: Mapping[str, str]) -> None:
         last = self._last
@@ -196,7 +207,7 @@ class Pilot:
         if obstacles and self._driver is Driver.POLICY:
             for rule in obstacles:
                 self._count(rule)
-            self.hold(" ".join(obstacles.values()))
+            self._fall(" ".join(obstacles.values()))
 
     def _receive(self, received: ReceivedChunk, now: Now) -> None:
         """Judge a chunk at the door. Dropped: it changes nothing. Refused: the arm stops. A stop is obeyed in any order."""
@@ -210,7 +221,7 @@ class Pilot:
         chunk = received.chunk
         if self._session not in (None, identity.session):
             self._count("session")
-            self.hold("chunks come from another start of the policy. If it was restarted on purpose, choose POLICY again.")
+            self._fall("chunks come from another start of the policy. If that is meant, choose POLICY again.")
         elif not chunk.steps:
             self._observed_ns = None  # it said so itself: nothing is overdue
             self._stop(f"the policy stopped the arm: {chunk.fault or 'no reason given'}")
@@ -245,8 +256,8 @@ class Pilot:
         allowed_s, age_s = self.settings.max_observation_age_s, (now.ros_ns - self._observed_ns) / SECOND_NS
         if age_s > allowed_s + self.settings.resume_within_s:
             self._count("expired")
-            self.hold(f"no fresh chunk came within {self.settings.resume_within_s:g} s after the last expired. "
-                      "See the policy's diagnostics, then choose POLICY again.")
+            self._fall(f"no fresh chunk came within {self.settings.resume_within_s:g} s after the last expired. "
+                       "See the policy's diagnostics, then choose POLICY again.")
         elif age_s > allowed_s and self._stop_reason == WAITING:
             self._stop_reason = f"the newest observation is older than {allowed_s:g} s"
         playing = self._schedule.playing
@@ -293,6 +304,11 @@ class Pilot:
         return self._driver is Driver.POLICY and self._observed_ns is not None and (
             now.ros_ns - self._observed_ns <= self.settings.max_observation_age_s * SECOND_NS)
 
+    def _fall(self, reason: str) -> None:
+        """Leave POLICY without being asked. Coming back is a human act."""
+        self._driver, self._fell = next_driver(self._driver, "hold"), True
+        self._stop(reason)
+
     def _refuse(self, refusal: Refusal) -> None:
         self._count(refusal.rule)
         if self._driver is Driver.POLICY:
@@ -315,4 +331,4 @@ class Pilot:
 
     def _count(self, rule: str) -> None:
         self.counts[rule] += 1
-        self._rules.append(rule)
+        self._refused.append(rule)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from builtin_interfaces.msg import Duration, Time
+from geometry_msgs.msg import TwistStamped
 from openvla_msgs.msg import ActionChunk as ActionChunkMessage
-from openvla_msgs.msg import EndEffectorDelta
+from openvla_msgs.msg import CommandReport, EndEffectorDelta
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
+from openvla_ros.action.command import Twist
+from openvla_ros.action.pilot import Decision
 from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, ReceivedChunk
 
 SECOND_NS = 1_000_000_000
@@ -71,3 +74,27 @@ def from_chunk_message(message: ActionChunkMessage) -> ReceivedChunk:
         stage_ms=dict(zip(message.stage_names, message.stage_ms, strict=False)))
     identity = ChunkIdentity(message.session, message.generation, message.sequence)
     return ReceivedChunk(chunk, identity, message.header.frame_id)
+
+
+def to_twist_message(twist: Twist, stamp_ns: int, frame_id: str) -> TwistStamped:
+    """Command in m/s and rad/s. stamp_ns is the time of sending: consumers such as MoveIt Servo drop what is older than 0.1 s."""
+    message = TwistStamped()
+    message.header.stamp, message.header.frame_id = to_time(stamp_ns), frame_id
+    linear, angular = message.twist.linear, message.twist.angular
+    linear.x, linear.y, linear.z = map(float, twist.linear_m_s)
+    angular.x, angular.y, angular.z = map(float, twist.angular_rad_s)
+    return message
+
+
+def to_report(decision: Decision, stamp_ns: int, frame_id: str, action_scale: float, dry_run: bool) -> CommandReport:
+    """What one tick decided. Poses and proposal stay invalid: a twist output knows no target pose."""
+    message = CommandReport(driver=int(decision.driver), step_started=decision.step_started, stop_reason=decision.stop_reason,
+                            rules=list(decision.rules), action_scale=action_scale, dry_run=dry_run)
+    message.header.stamp, message.header.frame_id = to_time(stamp_ns), frame_id
+    if decision.step is not None:
+        step = decision.step
+        message.session, message.generation, message.sequence = (
+            step.identity.session, step.identity.generation, step.identity.sequence)
+        message.observation_stamp = to_time(step.observation_stamp_ns)
+        message.requested, message.sent = to_delta(step.requested), to_delta(step.sent)
+    return message

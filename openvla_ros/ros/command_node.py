@@ -1,0 +1,330 @@
+"""Chunks and the operator's wishes in, commands for the arm out, at a fixed rate. Needs no torch, and outlives the policy.
+
+All judgement is in `action/pilot.py`; this node converts, publishes and watches what the pilot cannot see: the ROS graph, the
+clock, the parameters. One thread runs every callback; only the farewell comes from another, under the lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+from geometry_msgs.msg import TwistStamped
+from openvla_msgs.msg import ActionChunk as ActionChunkMessage
+from openvla_msgs.msg import CommandReport
+from openvla_msgs.srv import SetDriver
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
+
+from openvla_ros.action.handoff import Driver
+from openvla_ros.action.pilot import WAITING, ZEROS_S, Decision, Now, Pilot, Settings
+from openvla_ros.contract import ReceivedChunk
+from openvla_ros.errors import ActionError, ConfigurationError, HandoffRefused, OpenvlaRosError
+from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, from_chunk_message, to_report, to_twist_message
+from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
+from openvla_ros.ros.lifetime import live
+from openvla_ros.ros.parameters import Parameter, declare, read
+from openvla_ros.ros.profile import read_robot
+
+AT_START = "by starting the node again"
+IN_HOLD = "while the driver is HOLD; it holds from the next change to POLICY on"
+
+PARAMETERS = (
+    Parameter("robot", "wx250s", "Robot profile with the limits: a name in config/robots or the path of a .yaml file.",
+              locked=AT_START),
+    Parameter("base_frame", "", "Frame of deltas and commands; empty: as the profile says. Give policy_node the same.",
+              locked=AT_START),
+    Parameter("rate_hz", 30.0, "Rate of the commands. MoveIt Servo halts when none comes for 0.1 s.", unit="Hz", low=20.0, high=200.0,
+              locked=AT_START),
+    Parameter("dry_run", False, "Compute and report everything, but have no publisher on the arm's topic.", locked=AT_START),
+    Parameter("action_scale", 1.0, "Factor on translation and rotation of the policy's steps, for first runs.", low=0.0, high=1.0,
+              locked=IN_HOLD),
+    Parameter("max_observation_age_s", 0.6, "The arm stops when the picture behind a step is older. It bounds the stop time.",
+              unit="s", low=0.05, high=5.0, locked=IN_HOLD),
+    Parameter("resume_within_s", 1.0, "If no fresh chunk comes for this long after the last expired, POLICY falls to HOLD.",
+              unit="s", low=0.0, high=5.0, locked=IN_HOLD),
+    Parameter("preempt", False, "A new chunk replaces the playing step at once, instead of at its end.", locked=IN_HOLD),
+)
+
+ANYBODY = tuple(
+    QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=reliability, durability=durability)
+    for reliability, durability in (
+        (ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL),
+        (ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE),
+        (ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)))
+"""Three subscriptions hear an emergency stop from every kind of publisher, and one that was latched before we came.
+A message may then be heard twice, which changes nothing."""
+
+WATCH_S = 0.1
+"""How often graph and clock are looked at, in wall time."""
+
+CLOCK_STILL_S = 0.25
+"""Simulated time that does not move for so long counts as stopped."""
+
+REPORT_S = 0.5
+"""Longest time between two reports."""
+
+
+FORGOTTEN = "(A process that was killed is forgotten after about 20 s.)"
+"""The middleware keeps what ended without a word until its lease is over (Fast DDS: 20 s)."""
+
+
+class CommandNode(Node):  # type: ignore[misc]
+    """ROS name `command_node`. Raises OpenvlaRosError when it is made with a wrong parameter or profile."""
+
+    def __init__(self) -> None:
+        super().__init__("command_node")
+        self.finished = threading.Event()
+        declare(self, PARAMETERS, locked=self._locked)
+        self.add_on_set_parameters_callback(self._keep_clock)
+        values = read(self, PARAMETERS)
+        profile = read_robot(str(values["robot"]))
+        self._profile = replace(profile, base_frame=str(values["base_frame"]) or profile.base_frame)
+        self._dry_run = bool(values["dry_run"])
+        self._simulated = bool(self.get_parameter("use_sim_time").value)
+        if self._simulated and self._profile.real and not self._dry_run:
+            raise ConfigurationError(f"profile {self._profile.name!r} is a real arm: use_sim_time would time its motion by a "
+                                     "recording. Use a profile with real: false, or dry_run.")
+        self._pilot = Pilot(self._profile, self._settings())
+
+        self._lock = threading.RLock()
+        self._left = False
+        self._received: list[ReceivedChunk] = []
+        self._obstacles: dict[str, str] = {}
+        self._stop_requested = False
+        self._policy_endpoint: bytes | None = None  # whose chunks POLICY was chosen for
+        self._said: tuple[Driver, str] | None = None  # driver and stop reason of the newest report
+        self._said_ns = 0
+        self._clock_seen_ns, self._clock_still_since_ns = 0, 0
+        self._tick_ns = 0
+        self._late_ms: deque[float] = deque(maxlen=1000)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+
+        self._drivers = self.create_publisher(String, "driver", LATCHED)
+        self._reports = self.create_publisher(CommandReport, "command_report", 10)
+        self._twists = None if self._dry_run else self.create_publisher(
+            TwistStamped, self._profile.command_topic, NEWEST_RELIABLE)
+        self._chunks = self.create_subscription(ActionChunkMessage, "action_chunk", self._on_chunk, NEWEST_RELIABLE)
+        self._stops = [self.create_subscription(Bool, "emergency_stop_request", self._on_stop_request, qos) for qos in ANYBODY]
+        self._parts = [self.create_service(SetDriver, "set_driver", self._on_set_driver),
+                       self.create_service(Trigger, "emergency_stop", self._on_emergency_stop),
+                       self.create_service(Trigger, "reset_stop", self._on_reset_stop)]
+        self._diagnostics = Diagnostics(self, {"driver": self._health})
+        self._watch()
+        self.create_timer(WATCH_S, self._watch, clock=self._steady)
+        self.create_timer(1.0 / float(values["rate_hz"]), self._on_timer,
+                          clock=self.get_clock() if self._simulated else self._steady)
+        self._tick()  # says HOLD, also when simulated time does not run yet
+
+    # ------------------------------------------------------------------ the tick
+
+    def _on_timer(self) -> None:
+        now_ns = self._now().tick_ns
+        if self._tick_ns:
+            self._late_ms.append(max(0.0, (now_ns - self._tick_ns) / 1e6 - 1e3 / self._pilot.settings.rate_hz))
+        self._tick_ns = now_ns
+        self._tick()
+
+    def _tick(self) -> None:
+        """Let the pilot decide, and send it. Also called between the timer's ticks, when something must not wait."""
+        with self._lock:
+            if self._left:
+                return
+            received, self._received = self._received, []
+            now = self._now()
+            decision = self._pilot.step(now, received, self._obstacles)
+            if decision.twist is not None and self._twists is not None:
+                self._twists.publish(to_twist_message(decision.twist, now.ros_ns, self._profile.base_frame))
+            self._report(decision, now)
+
+    def _report(self, decision: Decision, now: Now) -> None:
+        if self._said is None or decision.driver is not self._said[0]:
+            self._drivers.publish(String(data=decision.driver.name))
+        wall_ns = self._steady.now().nanoseconds
+        said = (decision.driver, decision.stop_reason)
+        changed, overdue = said != self._said, wall_ns - self._said_ns >= REPORT_S * SECOND_NS
+        if changed and decision.stop_reason not in ("", WAITING):
+            self.get_logger().info(f"{decision.driver.name}: {decision.stop_reason}")
+        if changed or overdue or decision.step_started or decision.refused:
+            self._reports.publish(to_report(decision, now.ros_ns, self._profile.base_frame, self._pilot.settings.action_scale,
+                                            self._dry_run))
+            self._said, self._said_ns = said, wall_ns
+
+    def _now(self) -> Now:
+        ros_ns = self.get_clock().now().nanoseconds
+        return Now(ros_ns if self._simulated else self._steady.now().nanoseconds, ros_ns)
+
+    def farewell(self) -> None:
+        """Zeros and HOLD, before the process leaves. Nothing is sent after them."""
+        with self._lock:
+            self._pilot.halt("command_node is leaving")
+            self._tick()
+            self._left = True
+        brief = Duration(seconds=0.2)
+        for publisher in (self._twists, self._drivers, self._reports):
+            if publisher is not None:
+                publisher.wait_for_all_acked(brief)
+
+    # ------------------------------------------------------------------ what comes in
+
+    def _on_chunk(self, message: ActionChunkMessage) -> None:
+        with self._lock:
+            try:
+                self._received.append(from_chunk_message(message))
+            except ActionError as error:
+                self._pilot.malformed(str(error))
+
+    def _on_stop_request(self, message: Bool) -> None:
+        self._stop_requested = bool(message.data)
+        if self._stop_requested:
+            self._emergency_stop("emergency_stop_request is true")
+
+    def _on_emergency_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._emergency_stop("the service emergency_stop was called")
+        response.success, response.message = True, "STOPPED. reset_stop leads to HOLD."
+        return response
+
+    def _emergency_stop(self, reason: str) -> None:
+        with self._lock:
+            self._pilot.emergency_stop(reason)
+            self._tick()
+
+    def _on_reset_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            try:
+                self._pilot.reset(self._stop_requested)
+                response.success, response.message = True, "HOLD. set_driver chooses who moves the arm."
+            except HandoffRefused as error:
+                response.success, response.message = False, str(error)
+            self._tick()
+        return response
+
+    def _on_set_driver(self, request: SetDriver.Request, response: SetDriver.Response) -> SetDriver.Response:
+        with self._lock:
+            try:
+                self._choose(request.driver)
+                response.success = True
+            except OpenvlaRosError as error:
+                response.success, response.reason = False, str(error)
+            self._tick()
+        return response
+
+    def _choose(self, wish: int) -> None:
+        if wish == SetDriver.Request.HOLD:
+            self._pilot.hold()
+        elif wish == SetDriver.Request.POLICY:
+            self._look_around(resuming=self._pilot.driver is not Driver.POLICY)
+            if self._pilot.driver is Driver.HOLD:
+                self._pilot.configure(self._settings())
+            self._pilot.resume(self._now(), self._obstacles)
+        elif wish == SetDriver.Request.HUMAN:
+            raise HandoffRefused("this version takes no teleoperation. Choose HOLD or POLICY.")
+        else:
+            raise HandoffRefused(f"driver {wish} is unknown. Choose HOLD (0) or POLICY (1); for a stop call emergency_stop.")
+
+    # ------------------------------------------------------------------ what the pilot cannot see
+
+    def _watch(self) -> None:
+        """Look at graph and clock. While simulated time stands still no tick comes, so zeros are sent from here."""
+        self._look_around(resuming=False)
+        if not self._simulated:
+            return
+        ros_ns, wall_ns = self._now().ros_ns, self._steady.now().nanoseconds
+        if ros_ns != self._clock_seen_ns:
+            went_back = ros_ns < self._clock_seen_ns
+            self._clock_seen_ns, self._clock_still_since_ns = ros_ns, wall_ns
+            if went_back:
+                self._tick()
+            return
+        still_s = (wall_ns - self._clock_still_since_ns) / SECOND_NS
+        if still_s >= CLOCK_STILL_S:
+            with self._lock:
+                self._pilot.halt("the simulated clock stands still. Is its player paused or gone? Choose POLICY again when it runs.")
+                if still_s < CLOCK_STILL_S + ZEROS_S:
+                    self._tick()
+
+    def _look_around(self, resuming: bool) -> None:
+        """What forbids POLICY now: rule -> reason with remedy. `resuming`: the present policy is the one that is meant."""
+        obstacles: dict[str, str] = {}
+        if self._twists is not None:
+            names = [f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+                     for info in self.get_publishers_info_by_topic(self._twists.topic_name)]
+            if len(names) > 1:
+                own = self.get_fully_qualified_name()
+                if own in names:
+                    names.remove(own)
+                obstacles["arm_topic"] = (f"{self._twists.topic_name} has another publisher: {', '.join(names)}. "
+                                          f"Stop it: only one may command the arm. {FORGOTTEN}")
+        policies = self.get_publishers_info_by_topic(self._chunks.topic_name)
+        endpoints = [bytes(info.endpoint_gid) for info in policies]
+        if resuming and len(endpoints) == 1:
+            self._policy_endpoint = endpoints[0]
+        if not endpoints:
+            obstacles["chunk_publisher"] = f"nobody publishes {self._chunks.topic_name}. Start the policy first."
+        elif len(endpoints) > 1:
+            obstacles["chunk_publisher"] = (f"{self._chunks.topic_name} has {len(endpoints)} publishers: "
+                                            f"{', '.join(sorted(info.node_name for info in policies))}. Leave one running. {FORGOTTEN}")
+        elif endpoints[0] != self._policy_endpoint and self._pilot.driver is Driver.POLICY:
+            obstacles["chunk_publisher"] = "another policy publishes now. Choose POLICY again if that is meant."
+        if self._simulated and not self._clock_runs():
+            obstacles["clock"] = "simulated time does not run. Start what publishes /clock, or its playback."
+        self._obstacles = obstacles
+
+    def _clock_runs(self) -> bool:
+        if self._now().ros_ns != self._clock_seen_ns:
+            return True
+        return self._clock_seen_ns > 0 and self._steady.now().nanoseconds - self._clock_still_since_ns < CLOCK_STILL_S * SECOND_NS
+
+    def _settings(self) -> Settings:
+        values = read(self, PARAMETERS)
+        return Settings(rate_hz=float(values["rate_hz"]), max_observation_age_s=float(values["max_observation_age_s"]),
+                        resume_within_s=float(values["resume_within_s"]), action_scale=float(values["action_scale"]),
+                        preempt=bool(values["preempt"]))
+
+    def _locked(self, row: Parameter) -> bool:
+        return row.locked == AT_START or self._pilot.driver is not Driver.HOLD
+
+    def _keep_clock(self, changes: list[RosParameter]) -> SetParametersResult:
+        if any(change.name == "use_sim_time" for change in changes):
+            return SetParametersResult(successful=False, reason=f"use_sim_time can be changed only {AT_START}.")
+        return SetParametersResult(successful=True)
+
+    def _health(self) -> Health:
+        pilot, driver = self._pilot, self._pilot.driver
+        obstacle = " ".join(self._obstacles.values())
+        level = ERROR if driver is Driver.STOPPED else OK
+        if pilot.fell or self._obstacles.keys() - {"chunk_publisher"}:
+            level = max(level, WARN)
+        if driver is Driver.POLICY and pilot.stop_reason not in ("", WAITING):
+            level = max(level, WARN)
+        reason = pilot.stop_reason or "moving"
+        late = np.array(self._late_ms) if self._late_ms else np.zeros(1)
+        values: dict[str, object] = {
+            "robot": self._profile.name, "driver": driver.name, "stop_reason": pilot.stop_reason, "obstacles": obstacle,
+            "dry_run": self._dry_run, "action_scale": pilot.settings.action_scale,
+            "max_observation_age_s": pilot.settings.max_observation_age_s, "rate_hz": pilot.settings.rate_hz,
+            "tick_late_p99_ms": f"{np.percentile(late, 99):.2f}", "tick_late_max_ms": f"{late.max():.2f}",
+            **{f"count_{name}": count for name, count in sorted(pilot.counts.items())}}
+        return Health(level, f"{driver.name}: {reason}", values)
+
+
+def main() -> None:
+    """Entry point. Exit code 0 after SIGINT and SIGTERM, 2 when a parameter or the robot profile is wrong."""
+    try:
+        sys.exit(live(CommandNode))
+    except OpenvlaRosError as error:
+        print(f"command_node: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
