@@ -73,10 +73,14 @@ def lanczos_float(rgb: ByteArray, side: int) -> PixelArray:
 
 @lru_cache(maxsize=16)
 def lanczos_weights(source: int, target: int) -> PixelArray:
-    """[target, source] weights of a Lanczos3 kernel, widened when shrinking, cut at the border and normalised."""
-    scale = source / target
-    centres = (np.arange(target) + 0.5) * scale
-    distance = (np.arange(source) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    """[target, source] weights of a Lanczos3 kernel, widened when shrinking, cut at the border and normalised.
+
+    Positions are float32 and by way of target / source, as in TensorFlow: over 320 columns that moves them by up to 1e-5.
+    """
+    stride = np.float32(1.0) / (np.float32(target) / np.float32(source))
+    centres = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * stride
+    places = np.arange(source, dtype=np.float32) + np.float32(0.5)
+    distance = ((places - centres[:, None]) * (np.float32(1.0) / max(stride, np.float32(1.0)))).astype(np.float64)
     weights = np.where(np.abs(distance) < 3.0, np.sinc(distance) * np.sinc(distance / 3.0), 0.0)
     weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     weights.flags.writeable = False
@@ -93,7 +97,7 @@ def crop_centre_float(rgb: ByteArray, side: int) -> PixelArray:
     """[H, W, 3] uint8 -> [side, side, 3] float32 in 0..1."""
     top, bottom, row_share = crop_samples(rgb.shape[0], side)
     left, right, column_share = crop_samples(rgb.shape[1], side)
-    pixels = rgb.astype(np.float32) / np.float32(255.0)
+    pixels = rgb.astype(np.float32) * np.float32(1.0 / 255.0)
     share = column_share[None, :, None]
     upper = pixels[top][:, left] + (pixels[top][:, right] - pixels[top][:, left]) * share
     lower = pixels[bottom][:, left] + (pixels[bottom][:, right] - pixels[bottom][:, left]) * share
@@ -102,10 +106,10 @@ def crop_centre_float(rgb: ByteArray, side: int) -> PixelArray:
 
 def crop_samples(length: int, side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], PixelArray]:
     """Where the crop samples one axis: index before, index after, share of the latter; each [side]."""
-    factor = np.float32(np.sqrt(CROP_AREA))
+    factor, cells = np.sqrt(np.float32(CROP_AREA)), np.float32(length - 1)
     first = (np.float32(1.0) - factor) / np.float32(2.0)
-    step = factor * np.float32(length - 1) / np.float32(side - 1)
-    position = first * np.float32(length - 1) + np.arange(side, dtype=np.float32) * step
+    step = ((first + factor) - first) * cells / np.float32(side - 1)  # in float32 and in this order: TensorFlow rounds so
+    position = first * cells + np.arange(side, dtype=np.float32) * step
     before = np.floor(position).astype(np.int64)
     return before, np.minimum(before + 1, length - 1), (position - before).astype(np.float32)
 
