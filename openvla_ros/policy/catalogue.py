@@ -23,6 +23,8 @@ SCRIPTED = "scripted"
 ACCEPTED_CHECKPOINTS = ("a folder with config.json and *.safetensors, a Hugging Face hub name such as openvla/openvla-7b, "
                         f"or the word {SCRIPTED!r}")
 
+PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
+
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("bfloat16", "float32")
 QUANTIZATIONS = ("none", "int8", "nf4")
@@ -67,8 +69,7 @@ class PolicySettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
-            expected = {"str": str, "bool": bool, "int": int, "float": (int, float)}[str(kind)]
-            if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+            if not isinstance(value, PYTHON_TYPES[str(kind)]) or (isinstance(value, bool) and kind != "bool"):
                 raise ConfigurationError(f"policy setting {field.name} is {value!r}, expected a value of type {kind}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -118,7 +119,7 @@ def load_policy(settings: PolicySettings, progress: bool | None = None) -> Polic
         return ScriptedPolicy(step_s=settings.step_s)
     # Late import: torch takes a second, and the command side runs on computers that have none.
     try:
-        from openvla_ros.policy.openvla.policy import load_openvla
+        from openvla_ros.policy.openvla.loading import load_openvla
     except ModuleNotFoundError as error:
         raise DependencyMissing(f"the checkpoint {settings.checkpoint!r} needs the Python package {error.name!r}, which is "
                                 "not installed. Install it with: pip install 'openvla-ros[policy]'") from error

@@ -13,7 +13,8 @@ import pytest
 
 from openvla_ros.contract import Observation
 from openvla_ros.policy.catalogue import PolicySettings
-from openvla_ros.policy.openvla.policy import OpenvlaPolicy, load_openvla
+from openvla_ros.policy.openvla.loading import load_openvla
+from openvla_ros.policy.openvla.policy import OpenvlaPolicy
 from openvla_ros.policy.statistics import choose_statistics, read_statistics
 
 GOLDEN_CASES = {"tiny_fused": 9, "tiny_siglip_v01": 8}

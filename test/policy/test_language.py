@@ -16,8 +16,9 @@ def random_shape(random: np.random.Generator) -> DecoderShape:
     heads = int(random.choice([1, 2, 4, 6]))
     shared_by = int(random.choice([divisor for divisor in (1, 2, 3) if heads % divisor == 0]))
     head_dim = int(random.choice([4, 16, 34]))
-    return DecoderShape(vocab_size=int(random.integers(20, 300)), hidden_size=heads * head_dim, intermediate_size=int(random.integers(8, 200)),
-                        num_hidden_layers=int(random.integers(1, 5)), num_attention_heads=heads, num_key_value_heads=heads // shared_by,
+    return DecoderShape(vocab_size=int(random.integers(20, 300)), hidden_size=heads * head_dim,
+                        intermediate_size=int(random.integers(8, 200)), num_hidden_layers=int(random.integers(1, 5)),
+                        num_attention_heads=heads, num_key_value_heads=heads // shared_by,
                         head_dim=head_dim, rms_norm_eps=float(random.choice([1e-6, 1e-5])), rope_theta=float(random.choice([1e4, 5e5])),
                         max_position_embeddings=256)
 

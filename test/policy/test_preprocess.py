@@ -10,7 +10,17 @@ import pytest
 from openvla_ros.contract import Observation
 from openvla_ros.errors import CheckpointError
 from openvla_ros.policy.openvla.preprocess import (
-    ImagePath, Processor, TowerInput, crop_centre, crop_centre_float, jpeg_round_trip, lanczos_float, lanczos_resize, parse_processor, read_processor)
+    ImagePath,
+    Processor,
+    TowerInput,
+    crop_centre,
+    crop_centre_float,
+    jpeg_round_trip,
+    lanczos_float,
+    lanczos_resize,
+    parse_processor,
+    read_processor,
+)
 
 GREY = TowerInput(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 EVALUATION_IMAGES = ("bridge_256x256", "bridge_real_480x640", "google_coke_256x320", "small_96x128", "stack_cube_480x640")

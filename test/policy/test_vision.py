@@ -60,8 +60,8 @@ def test_siglip_tower_agrees_with_transformers() -> None:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     tower = filled_tower(TowerShape(WIDTH, DEPTH, HEADS, MLP, SIDE, PATCH, prefix=0, layer_scale=False))
-    config = SiglipVisionConfig(hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=SIDE,
-                                patch_size=PATCH, layer_norm_eps=1e-6, hidden_act="gelu", attn_implementation="eager")
+    config = SiglipVisionConfig(hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=DEPTH, num_attention_heads=HEADS,
+                                image_size=SIDE, patch_size=PATCH, layer_norm_eps=1e-6, hidden_act="gelu", attn_implementation="eager")
     oracle = SiglipVisionModel(config).eval()
     oracle = getattr(oracle, "vision_model", oracle)
     copy_linear(oracle.embeddings.patch_embedding, tower.patch_embed.proj.weight, tower.patch_embed.proj.bias)

@@ -107,14 +107,14 @@ def weight_files(folder: Path) -> list[Path]:
         outside = [name for name in names if Path(name).name != name]
         absent = [name for name in names if not (folder / name).is_file()]
         if outside or absent or not names:
-            raise CheckpointError(f"{index} names weight files that are not in the folder: {', '.join(outside or absent) or 'none at all'}. "
-                                  "Finish the download.")
+            listed = ", ".join(outside or absent) or "none at all"
+            raise CheckpointError(f"{index} names weight files that are not in the folder: {listed}. Finish the download.")
         return [folder / name for name in names]
     present = sorted(path.name for path in folder.iterdir())
     pickles = [name for name in present if name.endswith(PICKLE_ENDINGS)]
     if pickles:
-        raise CheckpointError(f"{folder} has its weights only as pickle files ({', '.join(pickles[:4])}). Opening a pickle runs whatever code "
-                              "is in it, so it is refused. Convert it to model.safetensors on a machine you trust.")
+        raise CheckpointError(f"{folder} has its weights only as pickle files ({', '.join(pickles[:4])}). Opening a pickle runs "
+                              "whatever code is in it, so it is refused. Convert it to model.safetensors on a machine you trust.")
     if "adapter_config.json" in present:
         raise CheckpointError(f"{folder} is a LoRA adapter without its base model. Merge it into the base model's weights first.")
     raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; it holds "
@@ -176,8 +176,9 @@ def check_memory(model: OpenvlaModel, device: torch.device, dtype: torch.dtype, 
     if needed > available:
         hint = "Use quantization nf4 or int8, free memory, or take a larger machine" if quantization == "none" else \
                "Free memory or take a larger machine"
-        raise NotEnoughMemory(f"loading needs about {needed / 1e9:.2f} GB on {device.type} (weights {kept / 1e9:.2f}, cache {cache / 1e9:.2f}, "
-                              f"while loading {(transient + WORKING_BYTES) / 1e9:.2f}), but {available / 1e9:.2f} GB are free. {hint}.")
+        raise NotEnoughMemory(f"loading needs about {needed / 1e9:.2f} GB on {device.type} (weights {kept / 1e9:.2f}, cache "
+                              f"{cache / 1e9:.2f}, while loading {(transient + WORKING_BYTES) / 1e9:.2f}), but "
+                              f"{available / 1e9:.2f} GB are free. {hint}.")
 
 
 def load_weights(model: OpenvlaModel, source: TensorSource, device: torch.device, dtype: torch.dtype, quantization: str = "none",

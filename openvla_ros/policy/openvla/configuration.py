@@ -60,8 +60,8 @@ def read_configuration(folder: Path, content: Mapping[str, Any], shapes: Shapes)
     """Judge config.json (`content`) together with generation_config.json and the stored tensors. Raises CheckpointError."""
     came = content.get("model_type")
     if came != "openvla":
-        raise CheckpointError(f"{folder / 'config.json'} describes a model of type {came!r}, expected 'openvla'. "
-                              "This package runs OpenVLA checkpoints in the published layout (openvla-7b, openvla-v01-7b and fine-tuned ones).")
+        raise CheckpointError(f"{folder / 'config.json'} describes a model of type {came!r}, expected 'openvla'. This package runs "
+                              "OpenVLA checkpoints in the published layout: openvla-7b, openvla-v01-7b and fine-tuned ones.")
     try:
         decoder = read_decoder(content)
         towers = read_towers(content, shapes)
@@ -73,8 +73,10 @@ def read_configuration(folder: Path, content: Mapping[str, Any], shapes: Shapes)
                               f"{type(error).__name__}: {error}.") from error
     vocabulary = decoder.vocab_size - padding
     if not 2 <= bins <= vocabulary:
-        raise CheckpointError(f"{folder / 'config.json'}: n_action_bins {bins} does not fit a vocabulary of {decoder.vocab_size} - {padding}.")
-    return Configuration(ModelShape(towers, decoder), vocabulary, bins, end_id, prompt_style(content), bool(content.get("untrained", False)))
+        raise CheckpointError(f"{folder / 'config.json'}: n_action_bins is {bins}, expected 2 to {vocabulary}, which is vocab_size "
+                              f"{decoder.vocab_size} without the padding to multiples of {padding}.")
+    return Configuration(ModelShape(towers, decoder), vocabulary, bins, end_id, prompt_style(content),
+                         untrained=content.get("untrained") is True)
 
 
 def prompt_style(content: Mapping[str, Any]) -> str:

@@ -7,34 +7,23 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openvla_ros.contract import ACTION_NAMES, Action, ActionChunk, Check, FloatArray, Observation
-from openvla_ros.errors import CheckpointError, ConfigurationError, InstructionError
-from openvla_ros.policy.catalogue import PolicySettings
-from openvla_ros.policy.openvla.attention import choose_attention
-from openvla_ros.policy.openvla.checkpoint import SafetensorsFolder, check_fit, check_memory, find_checkpoint, load_weights
-from openvla_ros.policy.openvla.configuration import read_configuration, read_json
+from openvla_ros.errors import InstructionError
 from openvla_ros.policy.openvla.language import KeyValueCache
-from openvla_ros.policy.openvla.model import OpenvlaModel, generate, last_of_sequence
-from openvla_ros.policy.openvla.preprocess import ImagePath, Processor, read_processor
-from openvla_ros.policy.openvla.quantization import NOTES, import_bitsandbytes
-from openvla_ros.policy.openvla.tokens import ActionTokens, PromptEncoder, read_tokenizer
-from openvla_ros.policy.statistics import ActionStatistics, choose_statistics, read_statistics
+from openvla_ros.policy.openvla.model import ModelShape, OpenvlaModel, generate, last_of_sequence
+from openvla_ros.policy.openvla.preprocess import ImagePath, Processor
+from openvla_ros.policy.openvla.tokens import ActionTokens, PromptEncoder
+from openvla_ros.policy.statistics import ActionStatistics
 
 TEXT_POSITIONS = 384
 """Room in the cache for prompt and action tokens: the longer prompt takes 55 and an English instruction of 256 characters about 70.
 At half a megabyte per position the cache of a 7B model then takes 0.34 GB."""
-
-
-UNTRAINED = "untrained: the weights of this checkpoint are random numbers, so its actions mean nothing"
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class OpenvlaPolicy:
         weight = model.projector.fc1.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.patches = model.shape.towers[0].patches
-        self.cache = KeyValueCache(model.shape.decoder, cache_positions(model), self.device, self.dtype)
+        self.cache = KeyValueCache(model.shape.decoder, cache_positions(model.shape), self.device, self.dtype)
 
     @torch.inference_mode()
     def predict(self, observation: Observation, keep_logits: bool = False) -> Prediction:
@@ -133,21 +122,22 @@ class OpenvlaPolicy:
     def self_test(self) -> tuple[Check, ...]:
         """Three inferences on built-in frames: picture and instruction must reach the logits, and the action must fit an arm."""
         first, second = self_test_frames()
-        plain, other_picture, other_text = (
+        plain, other_picture, other_text = predictions = [
             self.predict(Observation(frame, text, stamp_ns=0), keep_logits=True)
-            for frame, text in ((first, "pick up the cup"), (second, "pick up the cup"), (first, "close the drawer")))
-        warm_ms = sum(other_text.stage_ms.values())
-        finite = all(prediction.logits is not None and np.isfinite(prediction.logits).all() for prediction in (plain, other_picture, other_text))
-        length = self.statistics.length
+            for frame, text in ((first, "pick up the cup"), (second, "pick up the cup"), (first, "close the drawer"))]
+        finite = all(np.isfinite(prediction.logits).all() for prediction in predictions if prediction.logits is not None)
+        length, stages = self.statistics.length, other_text.stage_ms
         return (
             Check("logits are finite", finite, "no NaN, no infinity" if finite else
                   "NaN or infinity in the model's output: the weights are damaged or dtype is wrong for this device"),
-            compare("picture matters", plain, other_picture, "the picture does not reach the output: vision tower or projector is broken"),
-            compare("instruction matters", plain, other_text, "the instruction does not reach the output: tokenizer or decoder is broken"),
+            compare("picture matters", plain, other_picture,
+                    "the picture does not reach the output: vision tower or projector is broken"),
+            compare("instruction matters", plain, other_text,
+                    "the instruction does not reach the output: tokenizer or decoder is broken"),
             Check("statistics fit one arm", length == len(ACTION_NAMES),
                   f"{self.statistics.key!r} has {length} numbers per action, an arm takes {len(ACTION_NAMES)}"),
-            Check("warm inference", True, f"{warm_ms:.0f} ms per action ("
-                  + ", ".join(f"{stage} {value:.0f}" for stage, value in other_text.stage_ms.items()) + f"), step {self.step_s * 1000:.0f} ms"),
+            Check("warm inference", True, f"{sum(stages.values()):.0f} ms per action of {self.step_s * 1000:.0f} ms: "
+                  + ", ".join(f"{stage} {value:.0f}" for stage, value in stages.items())),
         )
 
     def close(self) -> None:
@@ -180,7 +170,8 @@ def compare(name: str, one: Prediction, other: Prediction, broken: str) -> Check
     scale = float(np.abs(one.logits[0]).max())
     difference = float(np.abs(one.logits[0] - other.logits[0]).max())
     passed = difference > 1e-4 * scale  # a NaN fails, too
-    return Check(name, passed, f"first logits differ by up to {difference:.3g} (largest logit {scale:.3g})" + ("" if passed else f": {broken}"))
+    seen = f"first logits differ by up to {difference:.3g} (largest logit {scale:.3g})"
+    return Check(name, passed, seen if passed else f"{seen}: {broken}")
 
 
 def self_test_frames() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -192,57 +183,6 @@ def self_test_frames() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     return first, second
 
 
-def cache_positions(model: OpenvlaModel) -> int:
+def cache_positions(shape: ModelShape) -> int:
     """Positions the cache is made for: the picture and TEXT_POSITIONS, as far as the model was made for so many."""
-    return min(model.shape.decoder.max_position_embeddings, model.shape.towers[0].patches + TEXT_POSITIONS)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the GPU if torch sees one. Raises ConfigurationError if a GPU is asked for and there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device is cuda, but torch {torch.__version__} sees no GPU. Check nvidia-smi and that torch is a CUDA build; "
-                                 "or use device auto or cpu.")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def load_openvla(settings: PolicySettings, progress: bool | None = None) -> OpenvlaPolicy:
-    """Find, judge and load a checkpoint. Everything that can be refused is refused before the first weight is read.
-
-    progress: show a bar on stderr; None means if stderr is a terminal. Raises CheckpointError, UnknownStatistics, NotEnoughMemory,
-    ConfigurationError or DependencyMissing.
-    """
-    device, dtype = choose_device(settings.device), getattr(torch, settings.dtype)
-    attend = choose_attention(settings.attention, device, dtype)
-    if settings.quantization != "none":
-        import_bitsandbytes()
-    folder = find_checkpoint(settings.checkpoint)
-    content = read_json(folder / "config.json")
-    source = SafetensorsFolder(folder)
-    configuration = read_configuration(folder, content, source.shapes())
-    statistics = choose_statistics(read_statistics(folder, content), settings.unnorm_key)
-    processor = read_processor(folder)
-    sides = tuple(tower.side for tower in configuration.shape.towers)
-    if tuple(tower.side for tower in processor.towers) != sides:
-        raise CheckpointError(f"preprocessor_config.json makes pictures of {[tower.side for tower in processor.towers]} pixels, config.json "
-                              f"expects {list(sides)}. They are from different checkpoints.")
-    style = configuration.prompt_style if settings.prompt_style == "auto" else settings.prompt_style
-    if not style:
-        raise ConfigurationError("config.json does not say which prompt the model was trained with (llm_backbone_id is neither Llama nor "
-                                 "Vicuna). Set prompt_style to openvla or v01.")
-    prompt = PromptEncoder(read_tokenizer(folder), style)
-    with torch.device("meta"):
-        model = OpenvlaModel(configuration.shape, attend)
-    check_fit(model, source.shapes())
-    check_memory(model, device, dtype, settings.quantization, cache_positions(model))
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    with Progress(TextColumn("loading {task.fields[name]}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn(),
-                  console=Console(stderr=True), transient=True, disable=not (Console(stderr=True).is_terminal if progress is None else progress)
-                  ) as bar:
-        task = bar.add_task("", name=folder.name, total=None)
-        load_weights(model, source, device, dtype, settings.quantization,
-                     lambda done, total: bar.update(task, completed=done, total=total))
-    notes = tuple(note for note in (NOTES[settings.quantization], UNTRAINED if configuration.untrained else "") if note)
-    name = folder.name if Path(settings.checkpoint).expanduser().is_dir() else settings.checkpoint
-    return OpenvlaPolicy(name, model, prompt, processor, ImagePath(settings.resize, settings.rotate_180, settings.centre_crop),
-                         ActionTokens(configuration.vocabulary, configuration.bins), statistics, settings.step_s, configuration.end_id, notes)
+    return min(shape.decoder.max_position_embeddings, shape.towers[0].patches + TEXT_POSITIONS)

@@ -60,7 +60,8 @@ def jpeg_round_trip(rgb: ByteArray) -> ByteArray:
 
 def lanczos_resize(rgb: ByteArray, side: int) -> ByteArray:
     """[H, W, 3] -> [side, side, 3] like TensorFlow's antialiased Lanczos3: in float, rounded once at the end."""
-    return np.clip(np.rint(lanczos_float(rgb, side)), 0, 255).astype(np.uint8)
+    rounded: ByteArray = np.clip(np.rint(lanczos_float(rgb, side)), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def lanczos_float(rgb: ByteArray, side: int) -> PixelArray:

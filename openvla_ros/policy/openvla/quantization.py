@@ -39,7 +39,7 @@ def import_bitsandbytes() -> ModuleType:
         raise DependencyMissing(f"quantization needs the package bitsandbytes, which cannot be imported here ({error}). "
                                 "Install it with: pip install bitsandbytes; or use quantization none.") from error
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on every single product about a cast that is meant
-    return bitsandbytes  # type: ignore[no-any-return]
+    return bitsandbytes
 
 
 def quantize_linear(weight: Tensor, mode: str, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -58,7 +58,10 @@ class PromptEncoder:
         # The tokenizer turns these into control ids wherever they stand; the released code lets that happen.
         if spelled:
             raise InstructionError(f"instruction {instruction!r} spells the special token {spelled[0]}. Use plain words.")
-        ids: list[int] = self.tokenizer.encode(self.prompt(instruction)).ids
+        try:
+            ids: list[int] = self.tokenizer.encode(self.prompt(instruction)).ids
+        except (TypeError, UnicodeError) as error:  # half a surrogate pair, as a badly encoded command line gives
+            raise InstructionError(f"instruction {instruction!r} is not valid Unicode text. Type it again.") from error
         if not set(ids[1:]).isdisjoint(self.special_tokens.values()):
             raise InstructionError(f"instruction {instruction!r} holds text that the tokenizer cannot spell. Use plain words.")
         if ids[-1] != self.empty_id:
