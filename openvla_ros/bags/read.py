@@ -180,7 +180,7 @@ def _quality(connections: Sequence[Any]) -> Quality | None:
     profiles = [profile for connection in connections for profile in connection.ext.offered_qos_profiles]
     if not profiles:
         return None
-    return Quality(reliable=all(profile.reliability == QosReliability.RELIABLE for profile in profiles),
+    return Quality(reliable=all(profile.reliability != QosReliability.BEST_EFFORT for profile in profiles),
                    latched=all(profile.durability == QosDurability.TRANSIENT_LOCAL for profile in profiles),
                    depth=max(1, min(1000, max(profile.depth for profile in profiles))))
 
