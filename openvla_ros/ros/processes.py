@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 BOOTSTRAP_GUARD = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"
 
@@ -19,12 +18,11 @@ STOP_GRACE_S = 12.0
 
 @dataclass(frozen=True)
 class Part:
-    """What to start: a name for people, `module:function` of its entry point, its command line, more environment."""
+    """What to start: a name for people, `module:function` of its entry point, its command line."""
 
     name: str
     entry: str
     arguments: tuple[str, ...] = ()
-    environment: Mapping[str, str] = MappingProxyType({})
 
 
 def child_environment(base: Mapping[str, str], prefix: str = sys.prefix) -> dict[str, str]:
@@ -53,7 +51,7 @@ class Process:
         """Raises OSError when the log cannot be opened or the process not be started."""
         self.part, self.log = part, log_folder / f"{part.name}.log"
         surroundings = child_environment(os.environ if environment is None else environment)
-        surroundings.update({"PYTHONUNBUFFERED": "1", "RCUTILS_COLORIZED_OUTPUT": "0", **part.environment})
+        surroundings.update({"PYTHONUNBUFFERED": "1", "RCUTILS_COLORIZED_OUTPUT": "0"})
         command = [sys.executable, "-m", "openvla_ros.ros.tether", str(os.getpid()), part.entry, *part.arguments]
         with self.log.open("wb") as sink:
             self._popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,

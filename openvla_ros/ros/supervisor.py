@@ -1,0 +1,269 @@
+"""Runs the parts together: start, wait until they are ready (never for a fixed time), drive the lifecycle, stop in order.
+
+A part that loads slowly is never killed. A part that dies is named, and the rest stops safely: the policy says "stop", then
+command_node sends zeros, then all leave.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic, sleep
+from types import FrameType
+from typing import Any, Protocol
+
+from openvla_ros.errors import OpenvlaRosError
+from openvla_ros.ros.observer import Observer
+from openvla_ros.ros.processes import Part, Process
+from openvla_ros.ros.tally import View
+
+TICK_S = 0.1
+"""How often the supervisor looks at its parts."""
+
+ANSWER_S = 5.0
+"""Longest wait for an answer while stopping: the arm must not wait for a node that hangs."""
+
+SILENT_S = 1.0
+"""No command on the arm topic for so long means that the arm fell silent (command_node sends zeros for 0.5 s first)."""
+
+SILENCE_DEADLINE_S = 15.0
+"""Longest wait for that after a recording has ended."""
+
+HANDOVER_AGAIN_S = 0.1
+"""Distance of two requests for the driver while a recording plays: it is refused until the recording's clock runs."""
+
+FAREWELL_LINES = 5
+"""The player's last words are one JSON line with what it sent; ROS may log a little after it."""
+
+
+RUNNING = ("playing", "running")
+"""The two phases in which the policy is meant to see frames."""
+
+REFUSED_CODE = 2
+"""Exit code of a part that refuses its parameters or its recording: the user's to mend, not a fault."""
+
+
+class PartDied(Exception):
+    """A part ended although nobody asked it to. The message names it and shows the end of its log."""
+
+
+class Refused(OpenvlaRosError):
+    """A part refused its parameters, or policy_node a transition; the message says why."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+class Screen(Protocol):
+    """Where progress is shown. All calls come from the main thread."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def update(self, phase: str, view: View) -> None:
+        """The newest state; called every TICK_S, drawn as often as it likes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. `player` is started when the policy is active; the run ends by itself after it."""
+
+    policy: Part
+    command: Part
+    player: Part | None
+    namespace: str
+    command_topic: str
+    instruction_topic: str
+    instruction: str  # published when not empty
+    driver: str  # "policy" or "hold": who drives once everything is ready
+    seconds: float | None  # length of the run from the moment of activation; None: until the end or Ctrl-C
+    camera_topic: str  # what the player sends there are the frames of the summary
+    loops: bool  # the player has no end; its clock goes back each round, which puts the driver into HOLD
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: exit code as in cli/app.py, an error in words (empty when good), and the summary."""
+
+    exit_code: int
+    error: str
+    summary: Mapping[str, Any]
+
+
+class Supervisor:
+    """One run. `run` must be called on the main thread (signals), once."""
+
+    def __init__(self, plan: Plan, screen: Screen, log_folder: Path) -> None:
+        self._plan, self._screen, self._log_folder = plan, screen, log_folder
+        self._processes: dict[str, Process] = {}
+        self._stop_asked = False
+        self._refusal_shown = ""
+        self._phase = "starting"
+        self._observer: Observer | None = None
+
+    def run(self) -> Outcome:
+        """From start to the last process's end. Never leaves a process behind."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        error, code = "", 0
+        observer = self._observer = Observer(self._plan.namespace, self._plan.command_topic, self._plan.instruction_topic)
+        try:
+            try:
+                self._conduct(observer)
+            except Interrupted:
+                self._screen.say("stopping")
+            except PartDied as trouble:
+                error, code = str(trouble), 1
+            except Refused as trouble:
+                error, code = str(trouble), 2
+            error, code = self._stop(observer, error, code)
+            return Outcome(code, error, {**observer.tally.summary(self._frames_played()), "log_folder": str(self._log_folder)})
+        finally:
+            for process in self._processes.values():
+                process.kill()
+            observer.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------------ the way up
+
+    def _conduct(self, observer: Observer) -> None:
+        plan = self._plan
+        self._start(plan.command)
+        self._start(plan.policy)
+        self._wait("starting", lambda: observer.policy_answers and observer.command_answers)
+        if plan.instruction:
+            observer.instruct(plan.instruction)
+        self._transit(observer, "configure", "loading the policy")
+        self._transit(observer, "activate", "activating")
+        active_at = monotonic()
+        if plan.player is None:
+            self._hand_over_to_robot(observer)
+        else:
+            self._start(plan.player)
+        self._run(observer, active_at)
+
+    def _run(self, observer: Observer, active_at: float) -> None:
+        plan = self._plan
+        player = self._processes.get(plan.player.name) if plan.player else None
+        asking, ask_at = None, 0.0
+        handed_over = player is None or plan.driver != "policy"
+        again = plan.loops and not handed_over
+        while plan.seconds is None or monotonic() - active_at < plan.seconds:
+            self._look(RUNNING[0] if player else RUNNING[1])
+            if player is not None and player.exit_code == 0:
+                return self._wait_for_silence(observer)
+            if handed_over and not (again and observer.tally.driver == "HOLD"):
+                continue
+            if asking is not None and asking.done():
+                handed_over, asking = bool(asking.result().success), None
+            elif asking is None and monotonic() >= ask_at:
+                asking, ask_at = observer.set_driver("policy"), monotonic() + HANDOVER_AGAIN_S
+
+    def _hand_over_to_robot(self, observer: Observer) -> None:
+        """A real arm gets one request; a refusal stays a refusal until a person asks again."""
+        if self._plan.driver != "policy":
+            self._screen.say("driver is HOLD: nothing moves. To hand over: ros2 service call "
+                             f"{self._plan.namespace}/set_driver openvla_msgs/srv/SetDriver '{{driver: 1}}', or start with --driver policy")
+            return
+        answer = self._answer(observer.set_driver("policy"), "asking for the driver POLICY")
+        self._screen.say("driver is POLICY" if answer.success else
+                         f"driver stays {observer.tally.driver}: {answer.reason} Correct that, then call set_driver.")
+
+    def _transit(self, observer: Observer, transition: str, phase: str) -> None:
+        if self._answer(observer.change_state(transition), phase).success:
+            return
+        heard = observer.tally.health_messages
+        until = monotonic() + ANSWER_S
+        while not (reason := observer.tally.refusal()) and monotonic() < until:  # its diagnostics come once per second
+            self._look(phase)
+        tail = "" if reason else ":\n" + "\n".join(self._processes[self._plan.policy.name].tail())
+        raise Refused(reason or f"policy_node refused to {transition}{tail}" + ("" if heard else "\n(it sent no diagnostics)"))
+
+    def _wait_for_silence(self, observer: Observer) -> None:
+        until = monotonic() + SILENCE_DEADLINE_S
+        self._screen.say("the recording has ended; waiting until the arm is silent")
+        while observer.arm_silent_s() < SILENT_S:
+            if monotonic() > until:
+                raise PartDied(f"command_node still sends commands {SILENCE_DEADLINE_S:g} s after the recording ended; it is stopped now. "
+                               "This is a fault: please report it with the logs.")
+            self._look("waiting for silence")
+        heard, until = observer.tally.health_messages, monotonic() + ANSWER_S
+        while observer.tally.health_messages < heard + 4 and monotonic() < until:  # the final counts come with the next diagnostics
+            self._look("collecting")
+
+    # ------------------------------------------------------------------ the way down
+
+    def _stop(self, observer: Observer, error: str, code: int) -> tuple[str, int]:
+        """Player, policy silent, arm held, then all processes. Returns the error and exit code, worse if something hung."""
+        plan = self._plan
+        if plan.player is not None:
+            self._end(plan.player.name)
+        for ready, ask, who in ((observer.policy_answers, lambda: observer.change_state("deactivate"), plan.policy.name),
+                                (observer.command_answers, lambda: observer.set_driver("hold"), plan.command.name)):
+            process = self._processes.get(who)
+            if ready and process is not None and process.exit_code is None and self._phase not in ("starting", "loading the policy"):
+                future, until = ask(), monotonic() + ANSWER_S
+                while not future.done() and monotonic() < until and process.exit_code is None:
+                    sleep(TICK_S / 10)
+        hung = [name for name in (plan.policy.name, plan.command.name) if not self._end(name)]
+        if hung:
+            text = f"{' and '.join(hung)} did not leave after SIGTERM and had to be killed; see the log in {self._log_folder}."
+            error, code = f"{error}\n{text}".strip(), 1
+        return error, code
+
+    def _frames_played(self) -> int | None:
+        """Camera frames that the player says it sent; None without a player, or when it did not come to say so."""
+        player = self._processes.get(self._plan.player.name) if self._plan.player else None
+        for line in reversed(player.tail(FAREWELL_LINES) if player else []):
+            if line.startswith('{"recording"'):
+                return int(json.loads(line)["sent"].get(self._plan.camera_topic, 0))
+        return None
+
+    def _end(self, name: str) -> bool:
+        process = self._processes.get(name)
+        return process is None or process.stop()
+
+    # ------------------------------------------------------------------ looking after the parts
+
+    def _start(self, part: Part) -> None:
+        self._processes[part.name] = Process(part, self._log_folder)
+
+    def _look(self, phase: str) -> None:
+        """One tick: stop asked? everybody alive? show it. Raises Interrupted or PartDied."""
+        self._phase = phase
+        assert self._observer is not None
+        view = self._observer.tally.view()
+        # Before and after, nodes complain about what is not there yet or any more: cameras, instructions, drivers.
+        self._screen.update(phase, view if phase in RUNNING else replace(view, problems=()))
+        sleep(TICK_S)
+        if self._stop_asked:
+            raise Interrupted
+        for process in self._processes.values():
+            done = process is self._processes.get(self._plan.player.name) if self._plan.player else False
+            if process.exit_code is not None and not (done and process.exit_code == 0):
+                story = "\n".join([process.obituary(), *(f"  {line}" for line in process.tail())])
+                raise Refused(story) if process.exit_code == REFUSED_CODE else PartDied(story)
+
+    def _wait(self, phase: str, ready: Callable[[], bool]) -> None:
+        while not ready():
+            self._look(phase)
+
+    def _answer(self, future: Any, phase: str) -> Any:
+        self._wait(phase, future.done)
+        return future.result()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stop_asked:
+            for process in self._processes.values():
+                process.kill()
+            print("killed: the parts were not given the time to stop in order.", file=sys.stderr)
+            sys.stderr.flush()
+            # Not sys.exit: the main thread may be inside a wait that would catch it, and ROS threads are still running.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        self._stop_asked = True
