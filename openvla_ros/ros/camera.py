@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from time import monotonic
 from typing import Union
 
@@ -12,7 +13,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from sensor_msgs.msg import CompressedImage, Image
 
 from openvla_ros.contract import ByteArray
-from openvla_ros.observation.image import decode_compressed, decode_raw, is_jpeg
+from openvla_ros.observation.image import decode_compressed, is_jpeg
+from openvla_ros.ros.convert_image import ImageConverter
 
 ImageMessage = Union[Image, CompressedImage]  # noqa: UP007 - evaluated at run time
 
@@ -77,4 +79,10 @@ def decode(message: ImageMessage) -> tuple[ByteArray, bool]:
     """The pixels, uint8 [H, W, 3] red first, and whether they come out of a JPEG file. Raises ImageError."""
     if isinstance(message, CompressedImage):
         return decode_compressed(message.data, message.format), is_jpeg(message.data)
-    return decode_raw(message.data, message.height, message.width, message.encoding, message.step), False
+    return converter().to_rgb(message), False
+
+
+@cache
+def converter() -> ImageConverter:
+    """The one converter of this process; it remembers which encodings cv_bridge was proven for."""
+    return ImageConverter()
