@@ -11,8 +11,8 @@ from openvla_ros.action.safety import shorten
 from openvla_ros.contract import Action, FloatArray
 from openvla_ros.robot import Limits
 
-REST = 1e-9
-"""Speeds below this [m/s, rad/s] are zero: what is left of a ramp after rounding."""
+REST = 1e-6
+"""Speeds below this [m/s, rad/s] are zero: what is left of a ramp after rounding of the tick."""
 
 
 @dataclass(frozen=True)

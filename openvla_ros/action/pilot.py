@@ -286,7 +286,7 @@ class Pilot:
             if self._started is not None:
                 self._started, self._stop_reason = None, WAITING
             return None, None, False
-        started = plays[-1] != self._started
+        started = plays[-1] is not self._started
         if started:
             self._started, self._stop_reason = plays[-1], ""
             self.counts.update(("steps", *step.rules))

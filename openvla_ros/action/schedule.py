@@ -13,9 +13,12 @@ from openvla_ros.contract import Action, ReceivedChunk
 SECOND_NS = 1_000_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Play:
-    """One step and the time it is played: from start_ns until end_ns, less only when something replaces or stops it."""
+    """One step and the time it is played: from start_ns until end_ns, less only when something replaces or stops it.
+
+    Each is itself only: two that look alike are two steps.
+    """
 
     received: ReceivedChunk
     index: int
@@ -47,12 +50,13 @@ class Schedule:
     def clear(self) -> None:
         """Forget what plays and what waits."""
         self._playing: Play | None = None
+        self._before: Play | None = None  # the one that `_playing` followed; an early tick may still meet its end
         self._waiting: ReceivedChunk | None = None
         self._covered_ns: int | None = None  # end of the newest window that was asked for
 
     @property
     def playing(self) -> Play | None:
-        """The step of the newest window, also when it has ended since."""
+        """The newest step of the newest window, if more was to come of it; it may have ended since."""
         return self._playing
 
     @property
@@ -66,7 +70,7 @@ class Schedule:
 
     def skip(self) -> None:
         """Give up the playing chunk, so that the waiting one starts at the next window."""
-        self._playing = None
+        self._playing = self._before = None
 
     def window(self, now_ns: int, until_ns: int) -> tuple[Play, ...]:
         """The steps that are played between two times, in order; together they never overlap.
@@ -74,17 +78,16 @@ class Schedule:
         A step that starts inside the window is decided now: what arrives later waits for its end. Only the past is
         forgotten, so windows may overlap (an early tick) or leave gaps (a late one).
         """
-        plays: list[Play] = []
-        if self._playing is None or (self._preempt and self._waiting is not None):
-            self._playing = self._start(now_ns)
-        while self._playing is not None and self._playing.start_ns < until_ns:
-            if self._playing.end_ns > now_ns:
-                plays.append(self._playing)
-            if self._playing.end_ns >= until_ns:
-                break
-            self._playing = self._follow(self._playing, now_ns, until_ns)
+        if self._preempt and self._waiting is not None:
+            self._playing, self._before = self._start(now_ns), None
+        elif self._playing is None:
+            self._playing = self._start(max(now_ns, self._before.end_ns) if self._before else now_ns)
+        plays = [self._before, self._playing]
+        while self._playing is not None and self._playing.end_ns < until_ns:
+            self._before, self._playing = self._playing, self._follow(self._playing, now_ns, until_ns)
+            plays.append(self._playing)
         self._covered_ns = until_ns
-        return tuple(plays)
+        return tuple(play for play in plays if play is not None and play.end_ns > now_ns and play.start_ns < until_ns)
 
     def _start(self, start_ns: int) -> Play | None:
         received, self._waiting = self._waiting, None
