@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from openvla_ros.ros.processes import Part
     from openvla_ros.ros.supervisor import Outcome, Plan
 
-REPLAY_ROBOT, REAL_ROBOT = "wx250s_replay", "wx250s"
+REPLAY_ROBOT = "wx250s_replay"
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Fast DDS 2 (Humble, Jazzy) and 3
 
 
 def main(
     checkpoint: Annotated[str, typer.Option(help="Checkpoint folder, Hugging Face hub name, or 'scripted' (no model, for trying out).")],
     bag: Annotated[Path | None, typer.Option(help="Play this recording and end after it. Nothing real is moved.")] = None,
-    policy: Annotated[str, typer.Option(help="Policy profile: a name in config/policies or a .yaml file.")] = "openvla-7b",
+    policy: Annotated[str, typer.Option(help="Policy profile: a name in config/policies or a .yaml file; empty: openvla-7b.")] = "",
     unnorm_key: Annotated[str, typer.Option(help="Action statistics; empty: the only ones, else as the policy profile says.")] = "",
     instruction: Annotated[str, typer.Option(help="What to do; with --bag, instead of the recorded instruction.")] = "",
-    robot: Annotated[str, typer.Option(help=f"Robot profile.  \\[default: {REPLAY_ROBOT} with --bag, else {REAL_ROBOT}]")] = "",
+    robot: Annotated[str, typer.Option(help=f"Robot profile; empty: {REPLAY_ROBOT} with --bag, else command_node's own.")] = "",
     driver: Annotated[str, typer.Option(help="policy or hold: who drives when ready.  \\[default: policy with --bag, else hold]")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute and report everything, send nothing to the arm.")] = False,
-    action_scale: Annotated[float, typer.Option(min=0.0, max=1.0, help="Factor on the policy's motions, for first runs.")] = 1.0,
+    action_scale: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Factor on the policy's motions.")] = None,
     rate: Annotated[float, typer.Option(min=0.05, max=20.0, help="Speed of the recording.")] = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Play the recording again and again.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0.5, help="End so long after the policy became active [s].")] = None,
@@ -69,7 +69,6 @@ def main(
             raise DependencyMissing(f"run needs ROS 2, and {package} is not importable. Use make setup, or source a ROS workspace in "
                                     "which openvla_msgs is built. Without ROS: openvla-ros replay.")
     driver = driver or ("policy" if bag else "hold")
-    robot = robot or (REPLAY_ROBOT if bag else REAL_ROBOT)
     if driver not in ("policy", "hold"):
         raise ConfigurationError(f"--driver is {driver!r}, expected policy or hold.")
     if params_file is not None and not params_file.is_file():
@@ -79,15 +78,25 @@ def main(
     if bag is not None and compressed:
         raise ConfigurationError("--compressed is for a live camera; a recording says itself what it holds.")
 
-    common: dict[str, Any] = {"use_sim_time": bag is not None}
     camera = Camera(image_topic, compressed, "") if bag is None else recorded_camera(bag, image_topic, instruction)
-    profile, instruction_topic = checked_robot(robot, bag, dry_run), "run_instruction" if bag and instruction else "instruction"
-    common["base_frame"] = profile.base_frame
-    # The nodes read their own parameter files; what is set here is only what was asked for.
-    chosen = {"checkpoint": checkpoint, "unnorm_key": unnorm_key or only_key(checkpoint), "device": device, "dtype": dtype,
-              "quantization": quantization, "attention": attention, "threads": threads}
-    policy_values = {"policy": policy, "image_transport": "compressed" if camera.compressed else "raw",
-                     **{name: value for name, value in chosen.items() if value}}
+    # Only what was asked for is set here: it wins over a parameter file, and that may say `dry_run: true`.
+    chosen: dict[str, Any] = {
+        "checkpoint": checkpoint, "unnorm_key": unnorm_key or only_key(checkpoint), "policy": policy, "device": device, "dtype": dtype,
+        "quantization": quantization, "attention": attention, "threads": threads}
+    policy_values = {name: value for name, value in chosen.items() if value}
+    command_values: dict[str, Any] = {"dry_run": True} if dry_run else {}
+    command_topic = ""
+    if action_scale is not None:
+        command_values["action_scale"] = action_scale
+    if bag or camera.compressed:
+        policy_values["image_transport"] = "compressed" if camera.compressed else "raw"
+    if bag:
+        policy_values["use_sim_time"] = command_values["use_sim_time"] = True
+    if bag or robot:
+        profile = checked_robot(robot or REPLAY_ROBOT, bag, dry_run)
+        command_values["robot"] = robot or REPLAY_ROBOT
+        policy_values["base_frame"], command_topic = profile.base_frame, profile.command_topic
+    instruction_topic = "run_instruction" if bag and instruction else "instruction"
     remaps = {"instruction": instruction_topic if instruction or not camera.instruction_topic else camera.instruction_topic}
     if camera.topic:
         remaps["image/compressed" if camera.compressed else "image"] = camera.topic
@@ -96,11 +105,11 @@ def main(
 
     plan = Plan(
         policy=Part("policy_node", "openvla_ros.ros.policy_node:main",
-                    ros_arguments(common | policy_values, remaps, namespace, params_file)),
-        command=Part("command_node", "openvla_ros.ros.command_node:main", ros_arguments(
-            common | {"robot": robot, "dry_run": dry_run, "action_scale": action_scale}, {}, namespace, params_file)),
+                    ros_arguments(policy_values, remaps, namespace, params_file)),
+        command=Part("command_node", "openvla_ros.ros.command_node:main",
+                     ros_arguments(command_values, {}, namespace, params_file)),
         player=None if bag is None else player(bag, rate, loop),
-        namespace=namespace, command_topic=profile.command_topic, instruction_topic=instruction_topic, instruction=instruction,
+        namespace=namespace, command_topic=command_topic, instruction_topic=instruction_topic, instruction=instruction,
         driver=driver, seconds=seconds, camera_topic=camera.topic, loops=loop)
     outcome = conduct(plan, surroundings(bag is not None, domain), log_folder, plain, as_json)
     if as_json:

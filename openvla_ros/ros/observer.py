@@ -49,7 +49,8 @@ class Observer:
         listen(CommandReport, "command_report", self.tally.on_report, EVERY_REPORT)
         listen(String, "driver", self._on_driver, LATCHED)
         listen(DiagnosticArray, "/diagnostics", lambda message: self.tally.on_diagnostics(message, ours), 20)
-        listen(TwistStamped, command_topic, self._on_arm, ARM)
+        if command_topic:
+            listen(TwistStamped, command_topic, self._on_arm, ARM)
         self._change = self._node.create_client(ChangeState, "policy_node/change_state")
         self._set_driver = self._node.create_client(SetDriver, "set_driver")
         self._instruction = self._node.create_publisher(String, instruction_topic, LATCHED)

@@ -77,7 +77,7 @@ class Plan:
     command: Part
     player: Part | None
     namespace: str
-    command_topic: str
+    command_topic: str  # watched for silence after the player's end; "" where there is no player
     instruction_topic: str
     instruction: str  # published when not empty
     driver: str  # "policy" or "hold": who drives once everything is ready
