@@ -1,0 +1,425 @@
+"""command_node as a process of its own, spoken to over DDS as a policy, an operator and an arm would."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS")
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import TwistStamped
+from openvla_msgs.msg import ActionChunk as ActionChunkMessage
+from openvla_msgs.msg import CommandReport
+from openvla_msgs.srv import SetDriver
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
+
+from openvla_ros.contract import Action, ActionChunk, ChunkIdentity
+from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_chunk_message, to_ns, to_time
+
+pytestmark = pytest.mark.ros
+
+DEADLINE_S = 20.0
+QUIET_S = 0.4
+"""How long silence is listened to; a dozen ticks."""
+AGE_S = 1.0
+"""max_observation_age_s of these tests: room for a busy machine."""
+TICK_S, RAMP_S, ZEROS_S = 1 / 30, 0.1, 0.5
+HOLD, POLICY, HUMAN = SetDriver.Request.HOLD, SetDriver.Request.POLICY, SetDriver.Request.HUMAN
+
+
+class World(Node):
+    """Policy, operator, arm and clock in the test's own process."""
+
+    def __init__(self, context: rclpy.Context, namespace: str) -> None:
+        super().__init__("world", context=context, namespace=namespace)
+        self.twists: list[TwistStamped] = []
+        self.reports: list[CommandReport] = []
+        self.drivers: list[str] = []
+        self.health: dict[str, DiagnosticStatus] = {}
+        self.create_subscription(TwistStamped, "delta_twist_cmds", self.twists.append, 100)
+        self.create_subscription(CommandReport, "command_report", self.reports.append, 100)
+        self.create_subscription(String, "driver", lambda message: self.drivers.append(message.data), LATCHED)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self.requests = self.create_publisher(Bool, "emergency_stop_request", LATCHED)
+        self.clock = self.create_publisher(Clock, "/clock", 10)
+        self.chunks: Any = None
+        self.set_driver = self.create_client(SetDriver, "set_driver")
+        self.stop = self.create_client(Trigger, "emergency_stop")
+        self.reset = self.create_client(Trigger, "reset_stop")
+        self.parameters = self.create_client(SetParameters, "command_node/set_parameters")
+        self.sequence = 0
+        self.sim_ns: int | None = None
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        self.health |= {status.name: status for status in message.status}
+
+    def value(self, key: str, name: str = "/command_node: driver") -> str:
+        status = self.health.get(name, DiagnosticStatus())
+        return next((pair.value for pair in status.values if pair.key == key), "")
+
+    def until(self, good: Callable[[], Any], what: str, meanwhile: Callable[[], Any] | None = None) -> None:
+        """Wait until something holds. Fails after DEADLINE_S."""
+        end = time.monotonic() + DEADLINE_S
+        while not good():
+            assert time.monotonic() < end, (f"waited {DEADLINE_S} s for: {what}; drivers {self.drivers[-3:]}, "
+                                            f"reasons {[report.stop_reason for report in self.reports[-5:]]}")
+            if meanwhile is not None:
+                meanwhile()
+            time.sleep(0.005)
+
+    def call(self, client: Any, request: Any) -> Any:
+        assert client.wait_for_service(DEADLINE_S)
+        future = client.call_async(request)
+        self.until(future.done, "an answer")
+        return future.result()
+
+    def choose(self, driver: int) -> SetDriver.Response:
+        return self.call(self.set_driver, SetDriver.Request(driver=driver))
+
+    def start_policy(self) -> None:
+        """Publish chunks from now on, and be given the arm."""
+        if self.chunks is None:
+            self.chunks = self.create_publisher(ActionChunkMessage, "action_chunk", NEWEST_RELIABLE)
+        self.until(lambda: self.choose(POLICY).success, "POLICY to be accepted")
+
+    def now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds) if self.sim_ns is None else self.sim_ns
+
+    def send(self, *steps: Sequence[float], age_s: float = 0.0, session: int = 7, sequence: int | None = None,
+             frame_id: str = "wx250s/base_link", fault: str = "") -> int:
+        """Publish a chunk; returns its observation stamp."""
+        self.sequence += 1
+        stamp_ns = self.now_ns() - round(age_s * SECOND_NS)
+        chunk = ActionChunk(tuple(map(Action.from_vector, steps)), 0.2, stamp_ns, fault=fault)
+        identity = ChunkIdentity(session, 1, self.sequence if sequence is None else sequence)
+        self.chunks.publish(to_chunk_message(chunk, identity, frame_id))
+        return stamp_ns
+
+    def move(self, session: int = 7) -> int:
+        """Set the arm moving with a long chunk; returns the observation stamp."""
+        count = len(self.twists)
+        stamp_ns = self.send(*[FULL] * 10, session=session)
+        self.until(lambda: any(speed(twist) > 0.1 for twist in self.twists[count:]), "the arm to move")
+        return stamp_ns
+
+    def rest(self, reason: str) -> list[CommandReport]:
+        """Wait for a report with this reason and until the arm is sent zeros; returns the reports with it."""
+        count = len(self.reports) - 1
+        self.until(lambda: any(reason in report.stop_reason for report in self.reports[count:]), reason)
+        self.until(lambda: speed(self.twists[-1]) == 0.0, "zeros")
+        return [report for report in self.reports[count:] if reason in report.stop_reason]
+
+    def silence(self) -> None:
+        """Wait until no command came for QUIET_S, and check that the last was zero."""
+        count, since = len(self.twists), time.monotonic()
+        while time.monotonic() - since < QUIET_S:
+            if len(self.twists) != count:
+                count, since = len(self.twists), time.monotonic()
+            time.sleep(0.01)
+        assert not self.twists or speed(self.twists[-1]) == 0.0
+
+
+FULL = [0.05, 0, 0, 0, 0, 0, 1.0]
+
+
+def speed(twist: TwistStamped) -> float:
+    linear, angular = twist.twist.linear, twist.twist.angular
+    return math.hypot(linear.x, linear.y, linear.z) + math.hypot(angular.x, angular.y, angular.z)
+
+
+@pytest.fixture
+def meet(ros_domain_id: int) -> Iterator[Callable[..., World]]:
+    """Make the world, in a namespace if wanted; it spins in a thread of its own."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain_id)
+    executor = SingleThreadedExecutor(context=context)
+    nodes: list[World] = []
+
+    def make(namespace: str = "") -> World:
+        nodes.append(World(context, namespace))
+        executor.add_node(nodes[-1])
+        thread.start()
+        return nodes[-1]
+
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    yield make
+    executor.shutdown()
+    if nodes:
+        thread.join()
+        nodes[0].destroy_node()
+    rclpy.try_shutdown(context=context)
+
+
+@pytest.fixture
+def start(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start command_node with parameters; it is killed at the end of the test if it still lives."""
+    started: list[subprocess.Popen[str]] = []
+
+    def launch(*arguments: str, **parameters: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "openvla_ros.ros.command_node", "--ros-args", *arguments]
+        for name, value in parameters.items():
+            command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
+        if shutil.which("timeout"):
+            command = ["timeout", "-k", "5", "120", *command]
+        log = (tmp_path / f"command_node_{len(started)}.log").open("w")
+        started.append(subprocess.Popen(command, env=ros_environment, stdout=log, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            process.terminate()  # timeout passes it on; SIGKILL would leave the node behind
+            process.wait(15)
+
+
+def test_a_chunk_becomes_the_right_twists_then_zeros_then_silence(meet, start) -> None:
+    world = meet()
+    process = start(max_observation_age_s=AGE_S)
+    world.until(lambda: world.drivers == ["HOLD"], "HOLD on the latched topic")
+    refusal = world.choose(POLICY)
+    assert not refusal.success and refusal.reason == "nobody publishes /action_chunk. Start the policy first."
+    assert "no teleoperation" in world.choose(HUMAN).reason and "driver 9 is unknown" in world.choose(9).reason
+    time.sleep(QUIET_S)
+    assert world.twists == [], "commands before a driver was chosen"
+
+    world.start_policy()
+    assert world.drivers[-1] == "POLICY"
+    time.sleep(QUIET_S)
+    assert world.twists == [], "commands before the first chunk"
+    observed_ns = world.send([0.02, -0.03, 0.01, 0.1, -0.05, 0.02, 0.996], age_s=0.1)
+    world.rest("older than")
+    world.silence()
+    heard_ns, stamps = world.now_ns(), [to_ns(twist.header.stamp) for twist in world.twists]
+    assert {twist.header.frame_id for twist in world.twists} == {"wx250s/base_link"}
+    assert stamps == sorted(set(stamps)) and observed_ns < stamps[0] and stamps[-1] < heard_ns
+    middle = world.twists[2].twist  # tick 3 of 6, wholly inside the step
+    assert [middle.linear.x, middle.linear.y, middle.linear.z] == pytest.approx([0.1, -0.15, 0.05])
+    assert [middle.angular.x, middle.angular.y, middle.angular.z] == pytest.approx([0.5, -0.25, 0.1])
+
+    gaps_s = np.diff(stamps) / SECOND_NS
+    covered_m = sum(twist.twist.linear.x * gap_s for twist, gap_s in zip(world.twists, gaps_s, strict=False))
+    worst_late_s = max(gaps_s.max() - TICK_S, TICK_S - gaps_s.min())
+    assert abs(covered_m - 0.02) <= 0.1 * worst_late_s + 1e-6, "the integral of the twists is the delta"
+    assert gaps_s.max() < 0.1, "no hole that MoveIt Servo would take for the end"
+    spoken_s = (stamps[-1] - observed_ns) / SECOND_NS
+    assert AGE_S + ZEROS_S - 2 * TICK_S - worst_late_s < spoken_s < AGE_S + ZEROS_S + TICK_S + worst_late_s
+
+    (report,) = [report for report in world.reports if report.step_started]
+    assert (report.session, report.generation, report.sequence) == (7, 1, world.sequence)
+    assert to_ns(report.observation_stamp) == observed_ns and report.header.frame_id == "wx250s/base_link"
+    assert report.driver == CommandReport.POLICY and report.stop_reason == "" and report.rules == [] and report.action_scale == 1.0
+    assert report.sent == report.requested and report.sent.translation.y == -0.03 and report.sent.gripper == 0.996
+    assert not (report.dry_run or report.target_pose_valid or report.measured_pose_valid or report.proposal_valid)
+    world.until(lambda: world.drivers[-1] == "HOLD", "HOLD after an expiry without an end")
+    assert world.choose(HOLD).success
+
+    # Limits and settings change only while nothing drives.
+    def change(name: str, value: float) -> Any:
+        parameter = Parameter(name, value=value).to_parameter_msg()
+        return world.call(world.parameters, SetParameters.Request(parameters=[parameter])).results[0]
+    assert change("action_scale", 0.5).successful
+    assert "from 0 to 1" in change("action_scale", 1.5).reason
+    assert "starting the node again" in change("rate_hz", 60.0).reason
+    assert "starting the node again" in change("use_sim_time", True).reason
+    world.start_policy()
+    assert "while the driver is HOLD" in change("action_scale", 1.0).reason
+    count = len(world.twists)
+    world.send([0.3, 0.4, 0, 0, 0, 0, 1.0])
+    world.until(lambda: len(world.twists) > count + 3, "a scaled, clamped step")
+    linear = world.twists[count + 2].twist.linear
+    assert [linear.x, linear.y] == pytest.approx([0.15, 0.2])  # (0.15, 0.2) m is longer than 0.05 m
+    report = next(report for report in reversed(world.reports) if report.step_started)
+    assert report.rules == ["step_clamp_translation"] and report.action_scale == 0.5
+    assert report.sent.translation.x == pytest.approx(0.03) and report.requested.translation.x == 0.3
+    world.until(lambda: world.value("count_step_clamp_translation") == "1", "the count in diagnostics")
+    assert float(world.value("tick_late_p99_ms")) >= 0.0
+
+    world.move()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE_S) == 0
+    world.silence()
+    assert world.drivers[-1] == "HOLD" and world.reports[-1].stop_reason == "command_node is leaving"
+
+
+def test_what_stops_the_arm(meet, start) -> None:
+    """One fault after the other, each in the middle of motion. Where a bound is stated, stamps are held against it."""
+    world = meet()
+    start(max_observation_age_s=AGE_S)
+    world.start_policy()
+
+    # The policy goes silent in the middle of a chunk.
+    observed_ns = world.move()
+    world.rest("allowed 0 to 1 s")
+    world.silence()
+    ages_s = [((to_ns(twist.header.stamp) - observed_ns) / SECOND_NS, speed(twist)) for twist in world.twists]
+    world.until(lambda: world.value("count_age") == "1", "the count in diagnostics")
+    late_s = float(world.value("tick_late_max_ms")) / 1000
+    assert all(v <= 0.25 + 1e-9 for _, v in ages_s)
+    assert not any(v for age_s, v in ages_s if age_s > AGE_S + TICK_S + RAMP_S + late_s)
+    assert max(v for age_s, v in ages_s if age_s > AGE_S + TICK_S + late_s) < 0.25 - 1e-3
+
+    # What the policy sends is a stop, or wrong: soft stop, and the driver stays.
+    for steps, change, rule, reason in (
+            ([], {"fault": "instruction cleared"}, "", "the policy stopped the arm: instruction cleared"),
+            ([[0.01, math.nan, 0, 0, 0, 0, 1]], {}, "finite", "NaN or infinity in 1 of 1 steps"),
+            ([FULL], {"frame_id": "world"}, "frame", "chunk is in frame 'world', this arm takes 'wx250s/base_link'")):
+        if world.drivers[-1] == "HOLD":
+            world.start_policy()
+        world.move()
+        world.send(*steps, **change)
+        reports = world.rest(reason)
+        assert reports[0].rules == ([rule] if rule else []) and reports[0].driver == CommandReport.POLICY
+
+    # Going back in order: dropped, counted, and the motion goes on.
+    world.start_policy()
+    count = len(world.reports)
+    world.move()
+    world.send(FULL, sequence=1)
+    world.until(lambda: any(report.rules == ["order"] for report in world.reports[count:]), "the drop to be reported")
+    assert world.reports[-1].stop_reason == "" and world.drivers[-1] == "POLICY"
+
+    # A restarted policy, and a second one: HOLD until a human chooses POLICY again.
+    world.send(FULL, session=8)
+    world.rest("another start of the policy")
+    assert world.drivers[-1] == "HOLD"
+    world.start_policy()
+    world.move(session=8)
+    second = world.create_publisher(ActionChunkMessage, "action_chunk", NEWEST_RELIABLE)
+    world.rest("/action_chunk has 2 publishers: world, world")
+    assert world.drivers[-1] == "HOLD" and "Leave one running" in world.choose(POLICY).reason
+    world.destroy_publisher(second)
+
+    # Somebody else commands the arm.
+    world.start_policy()
+    world.move(session=8)
+    rival = world.create_publisher(TwistStamped, "delta_twist_cmds", 10)
+    world.rest("/delta_twist_cmds has another publisher: /world")
+    assert world.drivers[-1] == "HOLD" and "only one may command the arm" in world.choose(POLICY).reason
+    world.destroy_publisher(rival)
+
+    # Emergency stops, by service and by topic: no ramp, latched, and a reset moves nothing.
+    for by_topic in (False, True):
+        world.start_policy()
+        world.move(session=8)
+        count = len(world.twists)
+        if by_topic:
+            world.requests.publish(Bool(data=True))
+        else:
+            assert world.call(world.stop, Trigger.Request()).success
+        world.until(lambda: world.drivers[-1] == "STOPPED", "STOPPED")
+        world.silence()
+        assert {round(speed(twist), 6) for twist in world.twists[count:]} <= {0.25, 0.0}, "an emergency stop does not ramp"
+        assert "reset_stop" in world.choose(POLICY).reason and "reset_stop" in world.choose(HOLD).reason
+        if by_topic:
+            refusal = world.call(world.reset, Trigger.Request())
+            assert not refusal.success and "Publish false there first" in refusal.message
+            world.requests.publish(Bool(data=False))
+        count = len(world.twists)
+        world.until(lambda: world.call(world.reset, Trigger.Request()).success, "the reset to be accepted")
+        world.until(lambda: world.drivers[-1] == "HOLD", "HOLD")
+        time.sleep(QUIET_S)
+        assert len(world.twists) == count, "a reset moves nothing"
+
+
+def test_simulated_time(meet, start) -> None:
+    """A recording's clock drives the arm; when it stops or goes back, so does the arm."""
+    world = meet()
+    world.sim_ns = 1_700_000_000 * SECOND_NS
+    running = threading.Event()
+
+    def play() -> None:
+        while not done.wait(0.01):
+            if running.is_set():
+                world.sim_ns += 10_000_000
+                world.clock.publish(Clock(clock=to_time(world.sim_ns)))
+
+    done, player = threading.Event(), threading.Thread(target=play)
+    player.start()
+    try:
+        start(robot="wx250s_replay", use_sim_time=True, max_observation_age_s=AGE_S)
+        world.until(lambda: world.drivers == ["HOLD"], "HOLD although no clock runs")
+        world.chunks = world.create_publisher(ActionChunkMessage, "action_chunk", NEWEST_RELIABLE)
+        world.until(lambda: world.choose(POLICY).reason == "simulated time does not run. Start what publishes /clock, or its "
+                    "playback.", "the refusal that names the clock")
+        running.set()
+        world.start_policy()
+        world.move()
+        assert to_ns(world.twists[-1].header.stamp) <= world.sim_ns
+
+        running.clear()
+        world.rest("clock stands still")
+        assert world.drivers[-1] == "HOLD" and to_ns(world.twists[-1].header.stamp) == world.sim_ns
+        world.silence()
+        world.until(lambda: world.health["/command_node: driver"].level == DiagnosticStatus.WARN, "the warning")
+
+        running.set()
+        world.start_policy()
+        world.move()
+        world.sim_ns -= 30 * SECOND_NS
+        world.rest("the ROS clock jumped back by")
+        assert world.drivers[-1] == "HOLD"
+    finally:
+        done.set()
+        player.join()
+
+
+def test_dry_run_in_a_namespace_with_a_parameter_file(meet, start, checkout: Path, tmp_path: Path) -> None:
+    file = tmp_path / "command_node.yaml"
+    file.write_text((checkout / "config" / "command_node.yaml").read_text().replace("action_scale: 1.0 ", "action_scale: 0.5"))
+    world = meet("/left")
+    late = world.create_publisher(Bool, "emergency_stop_request", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    world.requests.publish(Bool(data=True))  # latched, before the node is there
+    start("-r", "__ns:=/left", "--params-file", str(file), dry_run=True, max_observation_age_s=AGE_S)
+    world.until(lambda: world.drivers[-1:] == ["STOPPED"], "the latched request to be heard")
+    world.requests.publish(Bool(data=False))
+    world.until(lambda: world.call(world.reset, Trigger.Request()).success, "the reset")
+    world.start_policy()
+    assert world.get_publishers_info_by_topic("/left/delta_twist_cmds") == []
+    world.send(FULL)
+    world.until(lambda: any(report.step_started for report in world.reports), "the step to be reported")
+    report = next(report for report in world.reports if report.step_started)
+    assert report.dry_run and report.action_scale == 0.5 and report.sent.translation.x == 0.025
+    world.until(lambda: world.value("dry_run", "/left/command_node: driver") == "True", "diagnostics with the namespace")
+    late.publish(Bool(data=True))
+    world.until(lambda: world.drivers[-1] == "STOPPED", "a best-effort request to be heard")
+    assert world.twists == []
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["-p", "robot:=ur5e"], "no robot profile 'ur5e'; there are wx250s, wx250s_replay"),
+    (["-p", "use_sim_time:=true"], "profile 'wx250s' is a real arm"),
+    (["-p", "rate_hz:=5", "-p", "actoin_scale:=0.1"], "unknown parameter 'actoin_scale'; this node takes robot, .*'rate_hz' is 5"),
+])
+def test_a_wrong_configuration_ends_the_node_with_a_reason(ros_environment: dict[str, str], arguments: list[str], words: str) -> None:
+    node = subprocess.run([sys.executable, "-m", "openvla_ros.ros.command_node", "--ros-args", *arguments], env=ros_environment,
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert node.returncode == 2
+    assert re.search(words, node.stderr), node.stderr
+
+
+def test_runs_without_torch(ros_environment: dict[str, str]) -> None:
+    """On a machine without torch: here every import of it fails."""
+    code = ("import sys; sys.modules.update(torch=None, transformers=None); import openvla_ros.ros.command_node; "
+            "print(sorted({name.split('.')[0] for name in sys.modules} & {'cv2', 'PIL', 'rosbags', 'scipy', 'mujoco'}))")
+    child = subprocess.run([sys.executable, "-c", code], env=ros_environment, capture_output=True, text=True, timeout=60, check=True)
+    assert child.stdout.strip() == "[]"
