@@ -25,7 +25,7 @@ PICTURE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 def main(
     checkpoint: Annotated[str, typer.Option(help="Checkpoint folder, or a Hugging Face hub name such as openvla/openvla-7b.")],
-    image: Annotated[Path, typer.Option(help="Picture: PNG, JPEG, ... or a .npy file with uint8 [height, width, 3], red first.")],
+    image: Annotated[Path, typer.Option(help="Picture: PNG, JPEG, ... or a .npy file with uint8 \\[height, width, 3], red first.")],
     instruction: Annotated[str, typer.Option(help='What to do, in plain words: "put the spoon on the towel".')],
     unnorm_key: Annotated[str, typer.Option(help="Action statistics to use, such as bridge_orig. Optional where there is only one.")] = "",
     dtype: Annotated[str, typer.Option(help="bfloat16 (as released) or float32 (twice the memory, for comparisons).")] = "bfloat16",
@@ -104,6 +104,6 @@ def show(policy: OpenvlaPolicy, prediction: Prediction) -> None:
     console.print(table)
     console.print("time: " + ", ".join(f"{stage} {value:.1f} ms" for stage, value in prediction.stage_ms.items()))
     for note in policy.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     if prediction.fault:
         console.print(f"fault: {prediction.fault}. These numbers must not move a robot.", style="red", markup=False)

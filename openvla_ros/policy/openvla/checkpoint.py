@@ -125,6 +125,9 @@ def open_weights(path: Path) -> Any:
     """A safetensors handle. Raises CheckpointError that says what the file is instead."""
     try:
         return safe_open(path, framework="pt", device="cpu")
+    except RuntimeError as error:  # torch maps the file
+        raise CheckpointError(f"{path} with {path.stat().st_size / 1e9:.1f} GB cannot be mapped into memory ({error}). Raise the limit on "
+                              "address space (ulimit -v), or use a checkpoint in smaller shards.") from error
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as file:
             start = file.read(200)

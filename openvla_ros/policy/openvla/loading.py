@@ -90,6 +90,6 @@ def progress_bar(name: str, shown: bool | None) -> Iterator[Callable[[int, int],
     console = Console(stderr=True)
     columns = (TextColumn(f"loading {name}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn())
     visible = console.is_terminal if shown is None else shown
-    with Progress(*columns, console=console, transient=True, disable=not visible) as bar:
+    with Progress(*columns, console=console, transient=console.is_terminal, disable=not visible) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

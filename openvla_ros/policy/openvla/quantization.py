@@ -33,12 +33,12 @@ def is_quantized(name: str) -> bool:
 
 def import_bitsandbytes() -> ModuleType:
     """The package, or DependencyMissing with the way to install it."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on every single product about a cast that is meant
     try:
         import bitsandbytes
     except Exception as error:  # a wrong CUDA set-up raises other things than ImportError
         raise DependencyMissing(f"quantization needs the package bitsandbytes, which cannot be imported here ({error}). "
                                 "Install it with: pip install bitsandbytes; or use quantization none.") from error
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on every single product about a cast that is meant
     return bitsandbytes
 
 
