@@ -44,7 +44,7 @@ def installed_by_pip(source: Path, clean_environment: dict[str, str]) -> Path:
     wheels, prefix = source.parent / "wheels", source.parent / "prefix"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source], clean_environment)
-    run([*pip, "install", "--no-index", "--no-deps", "--target", prefix, *wheels.glob("*.whl")], clean_environment)
+    run([*pip, "install", "--no-index", "--no-deps", "--no-compile", "--target", prefix, *wheels.glob("*.whl")], clean_environment)
     return prefix
 
 

@@ -30,10 +30,9 @@ MAY_USE: dict[str, set[str] | None] = {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "rclpy": ("openvla_ros/ros",),
     "rosidl_*": ("openvla_ros/ros",),
-    "ament_*": ("openvla_ros/ros",),
     "cv_bridge": ("openvla_ros/ros",),
     "tf2_ros": ("openvla_ros/ros",),
-    **dict.fromkeys(("*_msgs", "*_interfaces", "std_srvs"), ("openvla_ros/ros", "launch")),
+    **dict.fromkeys(("ament_*", "*_msgs", "*_interfaces", "std_srvs"), ("openvla_ros/ros", "launch")),
     "launch": ("launch",),
     "launch_ros": ("launch",),
     "launch_*": ("launch",),
