@@ -13,8 +13,9 @@ from pathlib import Path
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, SetEnvironmentVariable, Shutdown
-from launch.event_handlers import OnProcessStart
+from launch.event_handlers import OnProcessExit, OnProcessStart
 from launch.events import matches_action
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
@@ -103,8 +104,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         package="openvla_ros", executable="command_node", name="command_node", namespace=value("namespace"), output="screen",
         parameters=[value("params_file"), sim_time, limits],
         remappings=[("delta_twist_cmds", value("command_topic"))] if value("command_topic") else [],
-        arguments=["--ros-args", "--log-level", value("log_level")],
-        on_exit=Shutdown(reason="command_node ended: without it nothing may command the arm"))
+        arguments=["--ros-args", "--log-level", value("log_level")])
 
     entities: list[LaunchDescriptionEntity] = []
     if not os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE"):
@@ -112,7 +112,13 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         entities.append(SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", str(CONFIG / "fastdds.xml")))
     if value("autostart") == "true":
         entities += autostart(policy)
+    entities.append(RegisterEventHandler(OnProcessExit(target_action=command, on_exit=end)))
     return [*entities, command, policy]
+
+
+def end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Without command_node nothing may command the arm, so the policy need not think either. Asking twice would be an error."""
+    return [] if context.is_shutdown else [Shutdown(reason="command_node ended")]
 
 
 def autostart(policy: LifecycleNode) -> list[LaunchDescriptionEntity]:

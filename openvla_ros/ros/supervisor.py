@@ -154,7 +154,7 @@ class Supervisor:
         handed_over = player is None or plan.driver != "policy"
         again = plan.loops and not handed_over
         while plan.seconds is None or monotonic() - active_at < plan.seconds:
-            self._look(RUNNING[0] if player else RUNNING[1])
+            self._look(RUNNING[1] if player is None else RUNNING[0] if handed_over else "starting the recording")
             if player is not None and player.exit_code == 0:
                 return self._wait_for_silence(observer)
             if handed_over and not (again and observer.tally.driver == "HOLD"):

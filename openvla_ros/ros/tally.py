@@ -19,6 +19,9 @@ from openvla_ros.ros.convert import from_delta
 REMEMBERED = 20_000
 """Chunks that latency and rate look back on: about an hour at 6 Hz, so that a long run keeps its memory flat."""
 
+MISSED_AT_START = 2
+"""Frames that may pass before policy_node has found the camera and taken over its reliability."""
+
 RECENT = 20
 """Chunks that the screen's rate and latency look back on."""
 
@@ -126,7 +129,10 @@ class Tally:
             received = self._number("camera", "received")
             notes = [note for note in self._part("policy")[2].get("notes", "").split("; ") if note]
             if frames_played is not None and received is not None and received < frames_played:
-                notes.append(f"policy_node received {received} of {frames_played} frames. {LOSS_REMEDY}")
+                lost = frames_played - received
+                notes.append(f"policy_node received {received} of {frames_played} frames"
+                             + (f". {LOSS_REMEDY}" if lost > max(MISSED_AT_START, 0.05 * frames_played) else
+                                " (the first are missed while it adapts to a camera that appears)"))
             if frames_played and not self._chunks:
                 notes.append("no chunk came out of the whole recording; look at the log of policy_node")
             elif frames_played and not self._steps:
