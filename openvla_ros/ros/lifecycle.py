@@ -37,7 +37,7 @@ class ManagedNode(LifecycleNodeMixin, Node):  # type: ignore[misc]
             response.success = False
             return response
         try:
-            return super()._LifecycleNodeMixin__on_change_state(request, response)
+            return super()._LifecycleNodeMixin__on_change_state(request, response)  # type: ignore[misc]
         except Exception as error:  # rclpy raises its private RCLError
             self.get_logger().error(f"transition {wish} refused in state {self.state_label}: {error}")
             response.success = False
