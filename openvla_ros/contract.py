@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from openvla_ros.errors import ActionError, ImageError, ObservationError
+from openvla_ros.errors import ActionError, ImageError, ObservationError, StateError
 
 FloatArray = npt.NDArray[np.float64]
 ByteArray = npt.NDArray[np.uint8]
@@ -86,6 +86,29 @@ class Action:
     def to_vector(self) -> FloatArray:
         """[7] float64 in the order of ACTION_NAMES."""
         return np.concatenate([self.translation_m, self.rotation_rad, [self.gripper]])
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """Where the end effector is: the frame `ee_link` seen from the robot's base frame. What moves one is in `action.pose`.
+
+    A rotation is refused unless it is orthonormal and right-handed within 1e-6. Raises StateError, for NaN and infinity too.
+    Two poses are never equal by `==`; ask `action.pose.distance`.
+    """
+
+    position_m: FloatArray  # [3] x, y, z
+    rotation: FloatArray  # [3, 3]: its columns are the axes of the end effector, along the base axes
+
+    def __post_init__(self) -> None:
+        for name, shape in (("position_m", (3,)), ("rotation", (3, 3))):
+            value = np.array(getattr(self, name), dtype=np.float64)  # a copy: the caller may reuse its buffer
+            if value.shape != shape or not np.isfinite(value).all():
+                raise StateError(f"pose {name} is {value.tolist()}, expected {list(shape)} finite numbers.")
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+        skew = np.abs(self.rotation.T @ self.rotation - np.eye(3)).max()
+        if not skew <= 1e-6 or np.linalg.det(self.rotation) < 0.0:
+            raise StateError(f"pose rotation {self.rotation.tolist()} is no rotation: expected orthonormal, right-handed axes.")
 
 
 @dataclass(frozen=True, order=True)

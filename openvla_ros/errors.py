@@ -46,6 +46,10 @@ class ActionError(OpenvlaRosError):
     """A chunk of actions is malformed: wrong length, wrong frame, wrong step duration."""
 
 
+class StateError(OpenvlaRosError):
+    """What was said about the arm cannot be: joint positions or a pose that are not finite, or have the wrong shape."""
+
+
 class HandoffRefused(OpenvlaRosError):
     """The driver cannot change this way now; the message says why and what to do first."""
 
