@@ -276,6 +276,8 @@ class Pilot:
         for play in plays:
             verdict = judge(self._scaled(play.step), Situation(
                 self._age_s(play, now), self.settings.max_observation_age_s, self._profile.limits))
+            if verdict.action is None and play is not plays[-1]:
+                continue  # the rest of a step that grew too old in its last tick; what follows it is judged by itself
             if verdict.action is None:
                 self._refuse(Refusal(verdict.rules[-1], verdict.reason))
                 return None, None, False

@@ -98,7 +98,7 @@ class CommandNode(Node):  # type: ignore[misc]
 
         self._lock = threading.RLock()
         self._left = False
-        self._received: list[ReceivedChunk] = []
+        self._received: deque[ReceivedChunk] = deque(maxlen=100)  # without a bound it would grow while simulated time rests
         self._obstacles: dict[str, str] = {}
         self._stop_requested = False
         self._policy_endpoint: bytes | None = None  # whose chunks POLICY was chosen for
@@ -139,9 +139,9 @@ class CommandNode(Node):  # type: ignore[misc]
         with self._lock:
             if self._left:
                 return
-            received, self._received = self._received, []
             now = self._now()
-            decision = self._pilot.step(now, received, self._obstacles)
+            decision = self._pilot.step(now, tuple(self._received), self._obstacles)
+            self._received.clear()
             if decision.twist is not None and self._twists is not None:
                 self._twists.publish(to_twist_message(decision.twist, now.ros_ns, self._profile.base_frame))
             self._report(decision, now)
@@ -310,6 +310,7 @@ class CommandNode(Node):  # type: ignore[misc]
         late = np.array(self._late_ms) if self._late_ms else np.zeros(1)
         values: dict[str, object] = {
             "robot": self._profile.name, "driver": driver.name, "stop_reason": pilot.stop_reason, "obstacles": obstacle,
+            "commands": self._twists.topic_name if self._twists else "none (dry run)",
             "dry_run": self._dry_run, "action_scale": pilot.settings.action_scale,
             "max_observation_age_s": pilot.settings.max_observation_age_s, "rate_hz": pilot.settings.rate_hz,
             "tick_late_p99_ms": f"{np.percentile(late, 99):.2f}", "tick_late_max_ms": f"{late.max():.2f}",

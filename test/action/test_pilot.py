@@ -139,6 +139,18 @@ def test_a_fresh_chunk_that_waits_takes_over_from_one_that_expires(bench) -> Non
     assert arm.pilot.counts["age"] == 1 and arm.starts()[1] == pytest.approx(0.35, abs=TICK_S + 1e-6)
 
 
+def test_the_last_moment_of_an_old_step_does_not_stop_the_fresh_one_behind_it(bench) -> None:
+    """A tick that comes early meets 5 ms of a step that is too old by now; the next one has been decided already."""
+    arm = bench(max_observation_age_s=0.61, rate_hz=25.0).resume()
+    arm.at(0.0, arm.chunk([0.05], observed_s=0.0, step_s=0.62))
+    arm.at(0.5, arm.chunk([-0.02], observed_s=0.45))
+    arm.run(0.62)
+    arm.time_ns = 615_000_000
+    arm.run(0.7)
+    assert arm.pilot.counts["steps"] == 2 and arm.pilot.counts["age"] == 0 and arm.pilot.stop_reason == ""
+    assert arm.speeds()[-1] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(("observed_s", "rule", "words"), [
     (-0.5, "before_switch", "before POLICY"), (0.35, "age", "raise max_observation_age_s"), (1.06, "age", "future.*chrony")])
 def test_chunks_at_the_wrong_time_are_dropped_and_counted(bench, observed_s: float, rule: str, words: str) -> None:
