@@ -309,6 +309,14 @@ def test_what_stops_the_arm(meet, start) -> None:
     assert world.drivers[-1] == "HOLD" and "Leave one running" in world.choose(POLICY).reason
     world.destroy_publisher(second)
 
+    # The policy leaves and another takes its place: whichever of the two is noticed first, POLICY is over.
+    world.start_policy()
+    world.move(session=8)
+    world.destroy_publisher(world.chunks)
+    world.chunks = world.create_publisher(ActionChunkMessage, "action_chunk", NEWEST_RELIABLE)
+    world.until(lambda: world.drivers[-1] == "HOLD", "HOLD without the policy that was chosen")
+    assert world.reports[-1].rules == ["chunk_publisher"] or "publish" in world.reports[-1].stop_reason
+
     # Somebody else commands the arm.
     world.start_policy()
     world.move(session=8)
