@@ -49,7 +49,8 @@ def main(
                               attention=attention, resize=resize, rotate_180=rotate_180, centre_crop=centre_crop,
                               prompt_style=prompt_style, threads=threads)
     if checkpoint == SCRIPTED:
-        raise ConfigurationError("the scripted policy has no tokens to show. Name a checkpoint folder; openvla-ros make-checkpoint makes one.")
+        raise ConfigurationError("the scripted policy has no tokens to show. Name a checkpoint folder; "
+                                 "openvla-ros make-checkpoint makes one.")
     if logits is not None and not logits.parent.is_dir():
         raise ConfigurationError(f"--logits {logits}: there is no folder {logits.parent}. Make it first.")
     observation = read_observation(image, instruction)

@@ -96,7 +96,8 @@ def test_any_action_length_of_the_statistics(tiny: Path, picture: Path, tmp_path
         (folder / file.name).write_bytes(file.read_bytes())
     entry = {"action": {"q01": [0.0] * length, "q99": [float(index) for index in range(length)]}}
     (folder / "dataset_statistics.json").write_text(json.dumps({"other": entry}))
-    arguments = ["predict", "--checkpoint", str(folder), "--image", str(picture), "--instruction", "go", "--logits", str(tmp_path / "l.npz")]
+    arguments = ["predict", "--checkpoint", str(folder), "--image", str(picture), "--instruction", "go",
+                 "--logits", str(tmp_path / "l.npz")]
     assert answer([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert all(len(result[name]) == length for name in ("generated_ids", "token_ids", "normalized_action", "action"))

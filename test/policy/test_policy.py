@@ -76,7 +76,7 @@ def test_other_action_lengths_are_predicted_but_drive_no_arm(policy: OpenvlaPoli
         policy.act(frame_observation)
 
 
-def test_the_same_observation_gives_the_same_answer_and_inputs_are_not_touched(policy: OpenvlaPolicy, frame_observation: Observation) -> None:
+def test_the_same_observation_gives_the_same_answer(policy: OpenvlaPolicy, frame_observation: Observation) -> None:
     rgb = frame_observation.rgb.copy()
     one = policy.predict(frame_observation, keep_logits=True)
     policy.predict(Observation(np.zeros((5, 7, 3), dtype=np.uint8), "a much longer instruction that leaves its keys in the cache", 3))

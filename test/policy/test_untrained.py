@@ -15,7 +15,8 @@ from openvla_ros.policy.openvla.loading import load_openvla
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy
 from openvla_ros.policy.openvla.untrained import LIMITS, write_untrained
 
-INSTRUCTIONS = ("put the spoon on the towel", "close the drawer", "z", "PICK UP THE RED CUBE", "sch\u00f6n \u2603 \u4e2d", "a\tb", "1 2 3 !?")
+INSTRUCTIONS = ("put the spoon on the towel", "close the drawer", "z", "PICK UP THE RED CUBE", "sch\u00f6n \u2603 \u4e2d", "a\tb",
+                "1 2 3 !?")
 
 
 @pytest.fixture(scope="module", params=[0, 1, 7])
@@ -74,7 +75,7 @@ def test_it_says_that_it_is_untrained(policy: OpenvlaPolicy, tmp_path: Path) -> 
 
 def test_nothing_is_overwritten_unless_it_is_ours_and_asked_for(tmp_path: Path) -> None:
     write_untrained(tmp_path / "tiny")
-    with pytest.raises(CheckpointError, match="exists already.*--force"):
+    with pytest.raises(CheckpointError, match=r"exists already.*--force"):
         write_untrained(tmp_path / "tiny")
     before = (tmp_path / "tiny" / "model.safetensors").read_bytes()
     write_untrained(tmp_path / "tiny", seed=9, force=True)

@@ -83,15 +83,16 @@ def lanczos_weights(source: int, target: int) -> PixelArray:
     places = np.arange(source, dtype=np.float32) + np.float32(0.5)
     distance = ((places - centres[:, None]) * (np.float32(1.0) / max(stride, np.float32(1.0)))).astype(np.float64)
     weights = np.where(np.abs(distance) < 3.0, np.sinc(distance) * np.sinc(distance / 3.0), 0.0)
-    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    weights.flags.writeable = False
-    return weights
+    normalized: PixelArray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    normalized.flags.writeable = False
+    return normalized
 
 
 def crop_centre(rgb: ByteArray, side: int) -> ByteArray:
     """The central 90 % of the area, [H, W, 3] -> [side, side, 3], bilinear without antialias, rounded as TensorFlow does."""
     # convert_image_dtype multiplies by 255.5 and truncates, which is its way of rounding
-    return (np.clip(crop_centre_float(rgb, side), 0.0, 1.0) * np.float32(255.5)).astype(np.uint8)
+    levels: ByteArray = (np.clip(crop_centre_float(rgb, side), 0.0, 1.0) * np.float32(255.5)).astype(np.uint8)
+    return levels
 
 
 def crop_centre_float(rgb: ByteArray, side: int) -> PixelArray:

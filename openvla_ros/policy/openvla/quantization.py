@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from ctypes import CDLL
 from types import ModuleType
 
 import torch
@@ -42,6 +43,16 @@ def import_bitsandbytes() -> ModuleType:
     return bitsandbytes
 
 
+def return_freed_memory() -> None:
+    """Let the C library give freed pages back to the system, where it has a call for that (glibc).
+
+    Without it the small buffers of quantising stay in its heap: 165 instead of 102 MB per layer of a 7B model.
+    """
+    trim = getattr(CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def quantize_linear(weight: Tensor, mode: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A linear layer without bias that keeps `weight` [outputs, inputs] in few bits. mode: int8 or nf4. `weight` may be freed after."""
     library = import_bitsandbytes()
@@ -58,4 +69,5 @@ def quantize_linear(weight: Tensor, mode: str, device: torch.device, dtype: torc
         layer.weight = library.nn.Params4bit(source, requires_grad=False, quant_type="nf4", compress_statistics=True,
                                              module=layer).to(device)
     layer.eval()
+    return_freed_memory()
     return layer  # type: ignore[no-any-return]
