@@ -36,8 +36,11 @@ ARM = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT, durabilit
 class Observer:
     """A node that spins on a thread of its own from construction to `close`. Answers come as futures: poll `done()`."""
 
-    def __init__(self, namespace: str, command_topic: str, instruction_topic: str) -> None:
-        """Joins ROS with the environment of this process. namespace: that of the nodes it looks at."""
+    def __init__(self, namespace: str, command_topic: str, instruction_topic: str, instruction: str) -> None:
+        """Joins ROS with the environment of this process. namespace: that of the nodes it looks at.
+
+        instruction: published, latched for as long as this lives, when not empty.
+        """
         self.tally = Tally()
         self._arm_at: float | None = None
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
@@ -53,7 +56,10 @@ class Observer:
             listen(TwistStamped, command_topic, self._on_arm, ARM)
         self._change = self._node.create_client(ChangeState, "policy_node/change_state")
         self._set_driver = self._node.create_client(SetDriver, "set_driver")
-        self._instruction = self._node.create_publisher(String, instruction_topic, LATCHED)
+        # Only where an instruction was given: a second publisher beside the recording's own would be refused by its player.
+        self._instruction = self._node.create_publisher(String, instruction_topic, LATCHED) if instruction else None
+        if self._instruction is not None:
+            self._instruction.publish(String(data=instruction))
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name="observer", daemon=True)
@@ -92,10 +98,6 @@ class Observer:
     def set_driver(self, driver: str) -> Future:
         """Ask command_node for "hold" or "policy". The answer has `success` and `reason`."""
         return self._set_driver.call_async(SetDriver.Request(driver=DRIVERS[driver]))
-
-    def instruct(self, text: str) -> None:
-        """Publish an instruction, latched for as long as this lives."""
-        self._instruction.publish(String(data=text))
 
     def close(self) -> None:
         """Leave ROS. Call it once, from the thread that made this."""

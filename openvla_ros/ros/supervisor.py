@@ -110,7 +110,8 @@ class Supervisor:
         """From start to the last process's end. Never leaves a process behind."""
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         error, code = "", 0
-        observer = self._observer = Observer(self._plan.namespace, self._plan.command_topic, self._plan.instruction_topic)
+        plan = self._plan
+        observer = self._observer = Observer(plan.namespace, plan.command_topic, plan.instruction_topic, plan.instruction)
         try:
             try:
                 self._conduct(observer)
@@ -136,8 +137,6 @@ class Supervisor:
         self._start(plan.command)
         self._start(plan.policy)
         self._wait("starting", lambda: observer.policy_answers and observer.command_answers)
-        if plan.instruction:
-            observer.instruct(plan.instruction)
         self._transit(observer, "configure", "loading the policy")
         self._transit(observer, "activate", "activating")
         active_at = monotonic()

@@ -1,0 +1,277 @@
+"""`openvla-ros run`: what it decides, and the whole system as real processes, through good ends and bad ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from openvla_ros.bags.episode import EpisodeSettings, make_episode
+from openvla_ros.cli import app, run
+from openvla_ros.errors import ConfigurationError
+
+DEADLINE_S = 60.0
+GONE_WITHIN_S = 20.0
+"""A node leaves within seconds of SIGTERM; twenty leave room for a loaded computer."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained checkpoint that `make run` uses."""
+    pytest.importorskip("torch", reason="needs torch")
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    assert app.answer(["make-checkpoint", "--size", "tiny", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def episode(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "episode"
+    make_episode(folder, EpisodeSettings(seconds=3.0, width=160, height=120))
+    return folder
+
+
+# ---------------------------------------------------------------------- what it decides
+
+
+def test_arguments_keep_their_values_through_yaml() -> None:
+    values = {"text": 'it\'s "so": é 1', "number_like": "007", "flag": True, "real": 0.5, "whole": 3}
+    arguments = run.ros_arguments(values, {"image": "/camera", "instruction": "instruction"}, "left/", Path("file.yaml"))
+    given = dict(argument.split(":=", 1) for flag, argument in pairwise(arguments) if flag == "-p")
+    assert {name: yaml.safe_load(value) for name, value in given.items()} == values
+    assert arguments[:3] == ("--ros-args", "--params-file", "file.yaml")
+    assert "image:=/camera" in arguments and "instruction:=instruction" not in arguments and arguments[-1] == "__ns:=/left"
+
+
+def test_a_checkpoint_with_one_data_set_needs_no_key(tmp_path: Path) -> None:
+    assert run.only_key("openvla/openvla-7b") == "" and run.only_key("scripted") == ""
+    configuration = tmp_path / "config.json"
+    configuration.write_text(json.dumps({"norm_stats": {"mine": {}}}))
+    assert run.only_key(str(tmp_path)) == "mine"
+    configuration.write_text(json.dumps({"norm_stats": {"mine": {}, "yours": {}}}))
+    assert run.only_key(str(tmp_path)) == ""
+    configuration.write_text("{")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        run.only_key(str(tmp_path))
+
+
+def test_a_recording_is_private_whatever_the_shell_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROS_DOMAIN_ID", "7")
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
+    monkeypatch.setenv("ROS_STATIC_PEERS", "10.0.0.1")
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/my/own.xml")
+    private = run.surroundings(True, None)
+    assert private["ROS_DOMAIN_ID"] not in ("7", "0") and private["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+    assert private["ROS_STATIC_PEERS"] == "" and "FASTRTPS_DEFAULT_PROFILES_FILE" not in private
+    assert run.surroundings(True, 42)["ROS_DOMAIN_ID"] == "42"
+    assert run.surroundings(False, None) == {}
+
+
+def test_the_profile_for_images_is_set_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in run.PROFILE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert all(Path(run.surroundings(False, None)[name]).is_file() for name in run.PROFILE_VARIABLES)
+
+
+def test_a_domain_in_use_is_not_taken() -> None:
+    first = run.free_domain()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as somebody:
+        somebody.bind(("", 7410 + 250 * first))
+        assert run.free_domain() != first
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--rate", "2"], "belong to a recording"), (["--driver", "human"], "expected policy or hold"),
+    (["--params-file", "no.yaml"], "does not exist"), (["--bag", "no/bag"], "no recording at"),
+    (["--robot", "nobody"], "no robot profile 'nobody'")])
+def test_wrong_options_are_refused_before_anything_starts(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.answer(["run", "--checkpoint", "scripted", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.ros
+def test_a_recording_never_meets_a_real_arm(episode: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.answer(["run", "--checkpoint", "scripted", "--bag", str(episode), "--robot", "wx250s"]) == 2
+    assert "must not move it" in capsys.readouterr().err
+
+
+@pytest.mark.ros
+def test_a_child_starts_its_own_libraries(tmp_path: Path) -> None:
+    from openvla_ros.ros.processes import BOOTSTRAP_GUARD, child_environment
+
+    outside, inside = str(tmp_path / "cuda"), f"{sys.prefix}/lib"
+    started = {BOOTSTRAP_GUARD: "1", "LD_LIBRARY_PATH": os.pathsep.join([inside, outside]), "HOME": "/home/me"}
+    assert child_environment(started) == {"LD_LIBRARY_PATH": outside, "HOME": "/home/me"}
+    sourced = {"LD_LIBRARY_PATH": "/opt/ros/jazzy/lib"}
+    assert child_environment(sourced) == sourced
+
+
+# ---------------------------------------------------------------------- the whole system
+
+
+class System:
+    """One `openvla-ros run` as a process, and the processes that it started."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, *arguments: str) -> None:
+        self.logs = folder / "logs"
+        self.out, self.err = (folder / "out").open("w+"), (folder / "err").open("w+")
+        command = [sys.executable, "-c", "from openvla_ros.cli.app import main; main()", "run", "--log-dir", str(self.logs), "--threads",
+                   "1", *arguments]
+        self.process = subprocess.Popen(command, env=environment, stdout=self.out, stderr=self.err)
+        self.family: dict[int, psutil.Process] = {}
+
+    def parts(self) -> dict[str, psutil.Process]:
+        """Its children that run now, by the name of their part."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []:
+            self.family[child.pid] = child
+            try:
+                line = " ".join(child.cmdline())
+            except psutil.Error:
+                continue
+            found |= {name: child for name in ("policy_node", "command_node") if f"{name}:main" in line}
+            if "app:main play" in line:
+                found["player"] = child
+        return found
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.said()
+            time.sleep(0.05)
+
+    def until_playing(self) -> None:
+        self.until(lambda: set(self.parts()) == {"policy_node", "command_node", "player"})
+        self.until(lambda: "listening" in (self.logs / "policy_node.log").read_text())  # it has found the camera
+
+    def ended(self) -> int:
+        self.process.wait(DEADLINE_S)
+        return self.process.returncode
+
+    def left_over(self) -> list[psutil.Process]:
+        """Children that outlived it, after the time that they need to leave."""
+        return psutil.wait_procs(list(self.family.values()), timeout=GONE_WITHIN_S)[1]
+
+    def said(self) -> str:
+        texts = []
+        for stream in (self.out, self.err):
+            stream.seek(0)
+            texts.append(stream.read())
+        return "\n".join(texts)
+
+    def result(self) -> dict:
+        self.out.seek(0)
+        return json.loads(self.out.read())
+
+
+@pytest.fixture
+def system(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., System]]:
+    """Starts a run; whatever happens, nothing of it outlives the test."""
+    made: list[System] = []
+
+    def start(*arguments: str) -> System:
+        made.append(System(clean_environment | {"OMP_NUM_THREADS": "1"}, tmp_path, *arguments))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.parts()
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.wait()
+        for child in one.family.values():
+            if child.is_running():
+                child.kill()
+        one.out.close()
+        one.err.close()
+
+
+@pytest.mark.ros
+def test_a_recording_from_end_to_end(system: Callable[..., System], checkpoint: Path, episode: Path, tmp_path: Path) -> None:
+    patient = tmp_path / "patient.yaml"  # a loaded computer must not turn the arm to HOLD here
+    patient.write_text("/**:\n  ros__parameters:\n    max_observation_age_s: 2.0\n")
+    live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--json", "--params-file", str(patient))
+    live.until(lambda: "player" in live.parts())
+    assert live.ended() == 0, live.said()
+    summary = live.result()
+    assert summary["frames_played"] == 15 and summary["frames_received"] >= 10
+    assert summary["chunks"] >= 5 and summary["steps_started"] >= 3 and "error" not in summary
+    assert list(summary["latency_ms"])[-1] == "total" and summary["latency_ms"]["decode"]["median"] > 0
+    assert any("untrained" in note for note in summary["notes"])
+    assert not live.left_over()
+    assert {path.name for path in live.logs.glob("*.log")} == {"policy_node.log", "command_node.log", "player.log"}
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_in_order(system: Callable[..., System], checkpoint: Path, episode: Path, number: int) -> None:
+    live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--loop", "--plain", "--instruction", "push the block")
+    live.until_playing()
+    live.process.send_signal(number)
+    assert live.ended() == 0, live.said()
+    assert "summary" in live.said() and "export ROS_DOMAIN_ID=" in live.said()
+    assert not live.left_over()
+
+
+@pytest.mark.ros
+def test_a_killed_run_leaves_no_orphan(system: Callable[..., System], checkpoint: Path, episode: Path) -> None:
+    live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--loop", "--json")
+    live.until_playing()
+    live.process.kill()
+    live.process.wait()
+    assert len(live.family) == 3 and not live.left_over()
+
+
+@pytest.mark.ros
+def test_a_second_signal_kills_at_once(system: Callable[..., System], checkpoint: Path, episode: Path) -> None:
+    live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--loop", "--json")
+    live.until_playing()
+    live.parts()["policy_node"].suspend()  # it cannot answer the polite request
+    live.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # two signals that come at the same time are one
+    live.process.send_signal(signal.SIGINT)
+    assert live.ended() == -signal.SIGINT, live.said()
+    assert not live.left_over()
+
+
+@pytest.mark.ros
+def test_a_part_that_dies_is_named_and_the_rest_stops(system: Callable[..., System], checkpoint: Path, episode: Path) -> None:
+    live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--loop", "--json")
+    live.until_playing()
+    live.parts()["policy_node"].kill()
+    assert live.ended() == 1, live.said()
+    error = live.result()["error"]
+    assert "policy_node was ended by SIGKILL" in error and "policy_node.log" in error and "is ready after" in error
+    assert not live.left_over()
+
+
+@pytest.mark.ros
+def test_what_policy_node_refuses_is_said(system: Callable[..., System], checkpoint: Path, episode: Path) -> None:
+    live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--unnorm-key", "mars", "--json")
+    live.until(lambda: len(live.parts()) == 2)
+    assert live.ended() == 2, live.said()
+    assert "'mars'" in live.result()["error"] and "untrained" in live.result()["error"]
+    assert not live.left_over()
+
+
+@pytest.mark.ros
+def test_without_a_recording_the_driver_is_hold(system: Callable[..., System], ros_domain_id: int) -> None:
+    live = system("--checkpoint", "scripted", "--robot", "wx250s_replay", "--seconds", "1", "--plain", "--domain", str(ros_domain_id),
+                  "--namespace", "/left")
+    live.until(lambda: len(live.parts()) == 2)
+    assert live.ended() == 0, live.said()
+    assert "driver is HOLD: nothing moves" in live.said() and "/left/set_driver" in live.said()
+    assert "driver at the end HOLD" in live.said()
+    assert not live.left_over()
