@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from openvla_ros.contract import Observation
-from openvla_ros.errors import DependencyMissing
+from openvla_ros.errors import ConfigurationError, DependencyMissing
 from openvla_ros.policy.catalogue import PolicySettings
 from openvla_ros.policy.openvla.loading import load_openvla
 from openvla_ros.policy.openvla.quantization import is_quantized, quantize_linear
@@ -39,6 +39,12 @@ def test_a_layer_is_near_its_exact_self(mode: str, dtype: torch.dtype) -> None:
         assert float((result.float() - expected).norm() / expected.norm()) < RELATIVE_ERROR[mode]
     stored = sum(tensor.nbytes for tensor in layer.parameters())
     assert stored == weight.numel() * (1.0 if mode == "int8" else 0.5)
+
+
+@pytest.mark.parametrize("mode", ["int8", "nf4"])
+def test_widths_that_the_library_cannot_take_are_refused(mode: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"multiples of 32.*from 64 to 40 features"):
+        quantize_linear(torch.zeros(40, 64), mode, CPU, torch.bfloat16)
 
 
 @pytest.mark.shared

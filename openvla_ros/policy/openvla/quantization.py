@@ -9,10 +9,13 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from openvla_ros.errors import DependencyMissing
+from openvla_ros.errors import ConfigurationError, DependencyMissing
 
 BYTES_PER_WEIGHT = {"int8": 1.0, "nf4": 0.52}
 """Kept per weight: int8 one byte (plus a scale per row), NF4 half a byte plus its doubly quantised scales."""
+
+WIDTH_STEP = 32
+"""What the library's kernels count in."""
 
 TRANSIENT_BYTES_PER_WEIGHT = 17
 """Peak while one tensor is being quantised, beside what is kept (measured with NF4 on the CPU: 0.77 GB for 45 M weights)."""
@@ -54,9 +57,15 @@ def return_freed_memory() -> None:
 
 
 def quantize_linear(weight: Tensor, mode: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A linear layer without bias that keeps `weight` [outputs, inputs] in few bits. mode: int8 or nf4. `weight` may be freed after."""
+    """A linear layer without bias that keeps `weight` [outputs, inputs] in few bits. mode: int8 or nf4. `weight` may be freed after.
+
+    Raises ConfigurationError for widths that the library cannot take.
+    """
     library = import_bitsandbytes()
     outputs, inputs = weight.shape
+    if outputs % WIDTH_STEP or inputs % WIDTH_STEP:
+        raise ConfigurationError(f"quantization {mode} needs layer widths that are multiples of {WIDTH_STEP}, but this model has a layer "
+                                 f"from {inputs} to {outputs} features. Use quantization none.")
     source = weight.to("cpu", torch.float16 if mode == "int8" else dtype, copy=True)  # bitsandbytes quantises on the way to `device`
     with torch.device("meta"):
         if mode == "int8":
@@ -69,5 +78,9 @@ def quantize_linear(weight: Tensor, mode: str, device: torch.device, dtype: torc
         layer.weight = library.nn.Params4bit(source, requires_grad=False, quant_type="nf4", compress_statistics=True,
                                              module=layer).to(device)
     layer.eval()
+    if device.type == "cpu":
+        # On some CPUs the library rearranges an NF4 weight when it is first used. Now, while little else is in memory; not in a prefill.
+        with torch.no_grad():
+            layer(torch.zeros(1, inputs, dtype=dtype))
     return_freed_memory()
     return layer  # type: ignore[no-any-return]
