@@ -129,6 +129,7 @@ def test_close_frees_the_weights(policy: OpenvlaPolicy) -> None:
     weight = weakref.ref(policy.model.projector.fc1.weight)
     policy.close()
     assert weight() is None
+    policy.close()
 
 
 def test_threads_setting_reaches_torch(checkpoint: Path) -> None:

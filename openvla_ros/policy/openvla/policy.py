@@ -142,8 +142,9 @@ class OpenvlaPolicy:
         )
 
     def close(self) -> None:
-        """Free weights and cache, GPU memory included."""
-        del self.model, self.cache
+        """Free weights and cache, GPU memory included. A second call does nothing."""
+        for name in ("model", "cache"):
+            self.__dict__.pop(name, None)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
