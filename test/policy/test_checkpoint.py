@@ -156,15 +156,12 @@ def test_weights_are_copied_out_of_the_file_one_by_one(folder: Path) -> None:
         def __init__(self) -> None:
             self.source, self.read_names = SafetensorsFolder(folder), list[str]()
 
-        def shapes(self):  # type: ignore[no-untyped-def]
-            return self.source.shapes()
-
         def read(self, name: str) -> Tensor:
             self.read_names.append(name)
             return self.source.read(name)
 
     source, reports = Counting(), list[tuple[int, int]]()
-    configuration = read_configuration(folder, json.loads((folder / "config.json").read_text()), source.shapes())
+    configuration = read_configuration(folder, json.loads((folder / "config.json").read_text()), source.source.shapes())
     with torch.device("meta"):
         model = OpenvlaModel(configuration.shape)
     load_weights(model, source, CPU, torch.float32, report=lambda done, total: reports.append((done, total)))

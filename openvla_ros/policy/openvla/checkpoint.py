@@ -35,9 +35,6 @@ WORKING_BYTES = 256 * 1024**2
 class TensorSource(Protocol):
     """Anything that has named tensors: files on disk, or a generator of random ones."""
 
-    def shapes(self) -> Shapes:
-        """Name -> shape of every tensor."""
-
     def read(self, name: str) -> Tensor:
         """One tensor, floating point, on the CPU. Raises CheckpointError."""
 
