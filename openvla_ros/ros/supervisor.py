@@ -102,8 +102,7 @@ class Supervisor:
         self._plan, self._screen, self._log_folder = plan, screen, log_folder
         self._processes: dict[str, Process] = {}
         self._stop_asked = False
-        self._refusal_shown = ""
-        self._phase = "starting"
+        self._active = False  # before that, nobody drives and there is nothing to silence
         self._observer: Observer | None = None
 
     def run(self) -> Outcome:
@@ -139,7 +138,7 @@ class Supervisor:
         self._wait("starting", lambda: observer.policy_answers and observer.command_answers)
         self._transit(observer, "configure", "loading the policy")
         self._transit(observer, "activate", "activating")
-        active_at = monotonic()
+        self._active, active_at = True, monotonic()
         if plan.player is None:
             self._hand_over_to_robot(observer)
         else:
@@ -205,7 +204,7 @@ class Supervisor:
         for ready, ask, who in ((observer.policy_answers, lambda: observer.change_state("deactivate"), plan.policy.name),
                                 (observer.command_answers, lambda: observer.set_driver("hold"), plan.command.name)):
             process = self._processes.get(who)
-            if ready and process is not None and process.exit_code is None and self._phase not in ("starting", "loading the policy"):
+            if ready and process is not None and process.exit_code is None and self._active:
                 future, until = ask(), monotonic() + ANSWER_S
                 while not future.done() and monotonic() < until and process.exit_code is None:
                     sleep(TICK_S / 10)
@@ -234,7 +233,6 @@ class Supervisor:
 
     def _look(self, phase: str) -> None:
         """One tick: stop asked? everybody alive? show it. Raises Interrupted or PartDied."""
-        self._phase = phase
         assert self._observer is not None
         view = self._observer.tally.view()
         # Before and after, nodes complain about what is not there yet or any more: cameras, instructions, drivers.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -191,7 +191,7 @@ def rate_hz(arrivals_s: list[float]) -> float | None:
     return (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0])
 
 
-def percentile(values: deque[float], share: float) -> float:
+def percentile(values: Iterable[float], share: float) -> float:
     """The smallest value that at least `share` of them do not exceed. values: not empty."""
     ordered = sorted(values)
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
