@@ -23,14 +23,17 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rosgraph_msgs.msg import Clock
 
 from openvla_ros.bags.frames import COMPRESSED_IMAGE, IMAGE
-from openvla_ros.bags.playback import CLOCK, Part, Timeline, choose, left_out
-from openvla_ros.bags.read import SECOND_NS, Raw, Recording, Topic
-from openvla_ros.errors import BagError, ConfigurationError, OpenvlaRosError
+from openvla_ros.bags.playback import CLOCK, Event, Part, Timeline, choose, left_out
+from openvla_ros.bags.read import SECOND_NS, Recording, Topic
+from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.ros.convert import to_time
 from openvla_ros.ros.lifetime import live
 
-DISCOVERY_S = 0.6
-"""How long to look for other publishers of our topics; processes on one computer find each other in 0.05 to 0.3 s."""
+DISCOVERY_S = 1.0
+"""How long to look for other publishers of our topics before the first message. Processes on one computer mostly find each
+other in 0.05 to 0.3 s; now and then it takes the 3 s of a repeated announcement, so the player goes on looking."""
+
+LOOK_EVERY_S = 0.5
 
 CLOCK_QUALITY = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE,
                            durability=DurabilityPolicy.VOLATILE)
@@ -59,9 +62,10 @@ class Player(Node):
         super().__init__("bag_player", use_global_arguments=False)
         self._recording, self._options, self._on_progress = recording, options, on_progress
         self.finished = threading.Event()
-        self.failure: OpenvlaRosError | None = None
+        self.failure: Exception | None = None
         self.sent: dict[str, int] = {}
         self._stop = threading.Event()
+        self._next_look_s = 0.0  # steady time
         self._time = self.create_publisher(Clock, CLOCK, CLOCK_QUALITY)
         self._played: dict[Topic, tuple[Part, Any]] = {}  # each topic with its publisher
         chosen = choose(recording.topics, options.topics, options.remaps)
@@ -113,42 +117,48 @@ class Player(Node):
 
     def _play(self) -> None:
         try:
-            self._refuse_company()
+            self._await_discovery()
             self._await_subscribers()
             self._timeline.begin(monotonic_ns())
             while not self._stop.is_set() and not self._timeline.finished:
+                self._refuse_company()
                 self._stop.wait(max(0, self._timeline.next_wall_ns() - monotonic_ns()) / SECOND_NS)
                 for event in self._timeline.due(monotonic_ns()):
                     if self._stop.is_set():
                         return
-                    self._time.publish(Clock(clock=to_time(event.clock_ns)))
-                    if event.raw is not None:
-                        self._send(event.raw)
-                    if self._on_progress:
-                        self._on_progress((event.clock_ns - self._recording.start_ns) / SECOND_NS)
-        except OpenvlaRosError as error:
+                    self._send(event)
+        except Exception as error:  # whoever made the player raises it again, on the main thread
             self.failure = error
         finally:
             self.finished.set()
 
-    def _send(self, raw: Raw) -> None:
-        part, publisher = self._played[raw.topic]
-        publisher.publish(raw.data)
-        self.sent[part.heard_as] += 1
+    def _send(self, event: Event) -> None:
+        self._time.publish(Clock(clock=to_time(event.clock_ns)))
+        if event.raw is not None:
+            part, publisher = self._played[event.raw.topic]
+            publisher.publish(event.raw.data)
+            self.sent[part.heard_as] += 1
+        if self._on_progress:
+            self._on_progress((event.clock_ns - self._recording.start_ns) / SECOND_NS)
+
+    def _await_discovery(self) -> None:
+        deadline = monotonic() + DISCOVERY_S
+        while not self._stop.is_set() and monotonic() < deadline:
+            self._next_look_s = 0.0
+            self._refuse_company()
+            self._stop.wait(0.1)
 
     def _refuse_company(self) -> None:
-        """Two clocks, or a living camera under a recorded one, would be a mixture that nobody can reason about."""
-        deadline = monotonic() + DISCOVERY_S
-        while not self._stop.is_set():
-            for name in (CLOCK, *self.sent):
-                others = [info.node_name for info in self.get_publishers_info_by_topic(name)]
-                others.remove(self.get_name())
-                if others:
-                    raise ConfigurationError(f"{name} has another publisher already (node {', '.join(others)}). Stop it, or give the "
-                                             "recording another name with --remap. One that was killed is gone after 20 seconds.")
-            if monotonic() > deadline:
-                return
-            self._stop.wait(0.1)
+        """Two clocks, or a living camera among recorded pictures, would be a mixture that nobody can reason about."""
+        if monotonic() < self._next_look_s:
+            return
+        self._next_look_s = monotonic() + LOOK_EVERY_S
+        for name in (CLOCK, *self.sent):
+            publishers = self.get_publishers_info_by_topic(name)
+            if len(publishers) > 1:
+                nodes = ", ".join(sorted(info.node_name for info in publishers))
+                raise ConfigurationError(f"{name} has several publishers ({nodes}). Stop the other one, or give the recording "
+                                         "another name with --remap. One that was killed is gone after 20 seconds.")
 
     def _await_subscribers(self) -> None:
         deadline = monotonic() + self._options.wait_for_subscribers_s
