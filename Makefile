@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean
+.PHONY: help setup run test docs lint clean
 
 # An apt ROS or another environment of ROS wheels in the calling shell must not lend its libraries to ours.
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH
@@ -40,6 +40,9 @@ build/synthetic_episode: | setup
 
 test: setup ## all tests, lint and types included: make test [ARGS="-k word"]
 	@.venv/bin/python -m pytest $(ARGS)
+
+docs: setup ## write the parameter tables of the documentation from the code
+	@.venv/bin/python docs/tables.py
 
 lint: setup ## ruff and mypy alone
 	@.venv/bin/ruff check .
