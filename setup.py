@@ -45,7 +45,7 @@ EXTRAS = {
     # quantization:=int8 and nf4
     "quantization": ["bitsandbytes>=0.45"],
     # Read and write recordings without ROS, and plot what was found in them.
-    "bags": ["rosbags>=0.10", "matplotlib>=3.5"],
+    "bags": ["rosbags>=0.11.9", "matplotlib>=3.5"],
     # Inverse kinematics of the real arm.
     "kinematics": ["pin>=3.0"],
     # ROS 2 Jazzy itself, where no ROS is installed (x86_64 Linux). [fastrtps] is the middleware: it cannot be left out.
