@@ -30,6 +30,9 @@ MAX_ITERATIONS = 50
 NEAR_SINGULARITY_M = 0.01
 """Smallest singular value below which a failure is blamed on a singularity: 1 cm of motion would ask for 1 rad or more."""
 
+NO_GAIN = 1e-5
+"""A step that takes less than this fraction off the squared error ends the search: it stands at the edge of what can be reached."""
+
 REST = 1e-9
 """Joint motion [rad, m] that is none."""
 
@@ -133,10 +136,13 @@ class Kinematics:
             if np.abs(candidate - positions).max() < REST:
                 break
             candidate_error = self._error(candidate, wanted)
-            if candidate_error @ candidate_error < error @ error:
+            gain = 1.0 - (candidate_error @ candidate_error) / (error @ error)
+            if gain > 0.0:
                 positions, error, damping = candidate, candidate_error, damping * 0.2
             else:
                 damping *= 10.0
+            if 0.0 < gain < NO_GAIN:
+                break
         return self._solution(target, positions, error, (lower, upper), iterations)
 
     def _solution(self, target: Pose, positions: FloatArray, error: FloatArray, box: tuple[FloatArray, FloatArray],

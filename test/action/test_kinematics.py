@@ -219,7 +219,7 @@ def test_out_of_reach_is_a_verdict(arm: Kinematics) -> None:
     far = arm.inverse(bridge_pose(np.array([0.7, 0.0, 0.1, 0, 0, 0])), seed.positions, math.inf)
     assert not far.reached and far.rule == "reach"
     assert "no joint motion brings the hand closer than" in far.reason and "out of reach" in far.reason
-    assert 0.05 < far.position_error_m < 0.3 and far.smallest_singular_value < 1e-6
+    assert 0.05 < far.position_error_m < 0.3 and far.smallest_singular_value < 1e-3
     assert far.positions[2] == pytest.approx(ELBOW_STRAIGHT, abs=1e-3)  # it stretches out as far as it can
 
 
