@@ -1,0 +1,86 @@
+"""bench: its rows run, its forms hold together. No number of microseconds is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openvla_ros.cli import app, bench
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert app.answer(["bench", "--seconds", "0.01", *arguments, "--json"]) == 0
+    said = capsys.readouterr()
+    return dict(json.loads(said.out))
+
+
+def test_every_row_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(capsys)
+    assert [item["name"] for item in result["items"]] == list(bench.ITEMS)
+    for item in result["items"]:
+        assert item["calls"] >= 10 and 0.0 < item["median_us"] <= item["p99_us"]
+        assert not item["skipped"] and item["ratio"] is None and item["earlier_median_us"] is None
+    assert result["machine"]["cores"] >= 1 and result["machine"]["processor"]
+
+
+def test_beside_an_earlier_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    earlier = run(capsys, "--only", "safety")
+    earlier["items"][0]["median_us"] = 1e-3
+    (tmp_path / "before.json").write_text(json.dumps(earlier), encoding="utf-8")
+    safety, pilot = run(capsys, "--against", str(tmp_path / "before.json"), "--only", "one step")["items"][-1], run(
+        capsys, "--against", str(tmp_path / "before.json"), "--only", "pilot")["items"][0]
+    assert safety["earlier_median_us"] == 1e-3 and safety["ratio"] == pytest.approx(safety["median_us"] * 1e3)
+    assert pilot["earlier_median_us"] is None and pilot["ratio"] is None
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    bench.show([bench.Measured("this", 100, 10.0, 333.3), bench.Measured("that", skipped="no library"), bench.Measured("new", 9, 1.0, 2.0)],
+               {"this": 20.0, "that": 5.0})
+    said = capsys.readouterr().out
+    assert "10.0" in said and "333.3" in said and "1.00%" in said and "20.0" in said and "0.50" in said
+    assert "that skipped: no library" in said and "ratio" in said and "nan" not in said
+
+
+def test_a_row_whose_library_is_missing_is_skipped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pinocchio", None)  # what an import finds where it is not installed
+    item, other = run(capsys, "--only", "forward")["items"][0], run(capsys, "--only", "safety")["items"][0]
+    assert "kinematics" in item["skipped"] and item["median_us"] is None and item["calls"] == 0
+    assert not other["skipped"]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--only", "no such row"], "fits no row; there are: forward kinematics; "),
+    (["--against", "no/such/file"], "not the output of openvla-ros bench --json"),
+    (["--seconds", "0"], "0.01"),
+])
+def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert app.answer(["bench", *arguments, "--json"]) == 2
+    assert words in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_foreign_file_to_compare_with_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for content in ("", "[]", '{"items": [{"name": "x"}]}', '{"items": 3}'):
+        (tmp_path / "before.json").write_text(content, encoding="utf-8")
+        assert app.answer(["bench", "--against", str(tmp_path / "before.json"), "--json"]) == 2
+        assert "Write one with" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_the_rows_measure_what_they_say() -> None:
+    """A row that measures refusals by mistake would look fast or slow for the wrong reason."""
+    for row in (bench.inverse_kinematics_tick, bench.inverse_kinematics_step):
+        call = row()
+        reached = [call().reached for _ in range(200)]  # type: ignore[attr-defined]
+        assert sum(reached) > 180
+    call = bench.inverse_kinematics_out_of_reach()
+    assert not any(call().reached for _ in range(50))  # type: ignore[attr-defined]
+    tick = bench.pilot_tick()
+    decisions = [tick() for _ in range(30)]
+    assert sum(decision.step_started for decision in decisions) == 5  # type: ignore[attr-defined]
+    assert all(decision.twist.moving and not decision.refused for decision in decisions)  # type: ignore[attr-defined]
+    chain = bench.safety_chain()
+    assert [chain().rules for _ in range(2)] == [(), ("step_clamp_translation", "step_clamp_rotation")]  # type: ignore[attr-defined]
