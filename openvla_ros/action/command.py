@@ -1,14 +1,15 @@
-"""From steps to what an arm takes: a twist, for now."""
+"""From steps to what an arm takes: a twist, a target pose, joint positions, an opening of the gripper."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
 from openvla_ros.action.safety import shorten
-from openvla_ros.contract import Action, FloatArray
+from openvla_ros.contract import Action, ChunkIdentity, FloatArray, Pose
 from openvla_ros.robot import Limits
 
 REST = 1e-6
@@ -34,6 +35,44 @@ class Twist:
 ZERO = Twist(np.zeros(3), np.zeros(3))
 
 
+@dataclass(frozen=True)
+class PlayedStep:
+    """A step that is playing: as it was asked for and as it goes to the arm over its duration."""
+
+    identity: ChunkIdentity
+    observation_stamp_ns: int
+    requested: Action
+    sent: Action
+    rules: tuple[str, ...]
+
+
+class Phase(Enum):
+    """What a Motion is part of."""
+
+    MOVING = "moving"  # a step plays, or a human moves the arm
+    RAMP = "ramp"  # a soft stop
+    ZEROS = "zeros"  # at rest: between two steps, or in the half second before silence
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What the arm is sent for one tick. An output takes from it what its arm understands.
+
+    twist: mean velocity over the tick, along and about the base axes. target, joints: where to be at the tick's end; None where the
+    profile has no joint states, and joints also for outputs in end-effector space. At rest they stay where they were.
+    ahead: only for the output `trajectory`: (seconds from now, joint positions) at this tick's end and on along the step that plays,
+    to its end; the last one is where the arm comes to rest if nothing follows.
+    """
+
+    twist: Twist
+    target: Pose | None = None
+    joints: FloatArray | None = None  # [n] in the order of Arm.joints
+    gripper: float | None = None  # wanted opening now, 0 closed .. 1 open; None: keep what it has
+    phase: Phase = Phase.ZEROS
+    step: PlayedStep | None = None  # the policy's step that plays now
+    ahead: tuple[tuple[float, FloatArray], ...] = ()
+
+
 def to_twist(shares: Iterable[tuple[Action, float]], period_s: float) -> Twist:
     """The constant velocity that covers, within one tick, the given shares (0..1) of steps.
 
@@ -50,8 +89,8 @@ def to_twist(shares: Iterable[tuple[Action, float]], period_s: float) -> Twist:
 
 def slow_down(twist: Twist, elapsed_s: float, limits: Limits) -> Twist:
     """The twist of a soft stop `elapsed_s` later: translation and rotation each lose speed, direction kept, down to zero."""
-    return Twist(_slower(twist.linear_m_s, limits.stop_m_s2 * elapsed_s),
-                 _slower(twist.angular_rad_s, limits.stop_rad_s2 * elapsed_s))
+    return Twist(_slower(twist.linear_m_s, limits.max_acceleration_m_s2 * elapsed_s),
+                 _slower(twist.angular_rad_s, limits.max_acceleration_rad_s2 * elapsed_s))
 
 
 def _slower(velocity: FloatArray, loss: float) -> FloatArray:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from openvla_ros.action.command import ZERO, Twist, slow_down, to_twist
+from openvla_ros.action.command import ZERO, Motion, Phase, PlayedStep, Twist, slow_down, to_twist
 from openvla_ros.action.handoff import Driver, next_driver
 from openvla_ros.action.safety import Refusal, Situation, judge, refuse_content
 from openvla_ros.action.schedule import SECOND_NS, Play, Schedule
@@ -52,26 +52,20 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class PlayedStep:
-    """A step that is playing: as it was asked for and as it goes to the arm over its duration."""
-
-    identity: ChunkIdentity
-    observation_stamp_ns: int
-    requested: Action
-    sent: Action
-    rules: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Decision:
-    """The outcome of one tick. twist None: send nothing. step: the newest one that plays in it, if any."""
+    """The outcome of one tick. motion None: send nothing. step: the newest one that plays in it, if any."""
 
     driver: Driver
-    twist: Twist | None
+    motion: Motion | None
     step: PlayedStep | None
     step_started: bool
     refused: tuple[str, ...]  # rules that dropped a chunk, or stopped the arm, at this tick
     stop_reason: str  # empty while the arm is moving
+
+    @property
+    def twist(self) -> Twist | None:
+        """The velocity that is sent; None: nothing is."""
+        return self.motion.twist if self.motion else None
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -196,7 +190,9 @@ class Pilot:
             twist = ZERO
         self._twist, self._last = twist, now
         refused, self._refused = tuple(self._refused), []
-        return Decision(self._driver, twist, step, started, refused, self._stop_reason)
+        phase = Phase.MOVING if step else Phase.RAMP if twist is not None and twist.moving else Phase.ZEROS
+        motion = None if twist is None else Motion(twist, phase=phase, step=step)
+        return Decision(self._driver, motion, step, started, refused, self._stop_reason)
 
     def _watch(self, now: Now, obstacles: Mapping[str, str]) -> None:
         last = self._last

@@ -12,7 +12,6 @@ from collections import deque
 from dataclasses import replace
 
 import numpy as np
-from geometry_msgs.msg import TwistStamped
 from openvla_msgs.msg import ActionChunk as ActionChunkMessage
 from openvla_msgs.msg import CommandReport
 from openvla_msgs.srv import SetDriver
@@ -29,9 +28,10 @@ from openvla_ros.action.handoff import Driver
 from openvla_ros.action.pilot import WAITING, ZEROS_S, Decision, Now, Pilot, Settings
 from openvla_ros.contract import ReceivedChunk
 from openvla_ros.errors import ActionError, ConfigurationError, HandoffRefused, OpenvlaRosError
-from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, from_chunk_message, to_report, to_twist_message
+from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, from_chunk_message, to_report
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.lifetime import live
+from openvla_ros.ros.outputs import Output, make_output
 from openvla_ros.ros.parameters import Parameter, declare, read
 from openvla_ros.ros.profile import read_robot
 
@@ -111,8 +111,7 @@ class CommandNode(Node):  # type: ignore[misc]
 
         self._drivers = self.create_publisher(String, "driver", LATCHED)
         self._reports = self.create_publisher(CommandReport, "command_report", 10)
-        self._twists = None if self._dry_run else self.create_publisher(
-            TwistStamped, self._profile.command_topic, NEWEST_RELIABLE)
+        self._output: Output | None = None if self._dry_run else make_output(self, self._profile)
         self._chunks = self.create_subscription(ActionChunkMessage, "action_chunk", self._on_chunk, NEWEST_RELIABLE)
         self._stops = [self.create_subscription(Bool, "emergency_stop_request", self._on_stop_request, qos) for qos in ANYBODY]
         self._parts = [self.create_service(SetDriver, "set_driver", self._on_set_driver),
@@ -142,8 +141,8 @@ class CommandNode(Node):  # type: ignore[misc]
             now = self._now()
             decision = self._pilot.step(now, tuple(self._received), self._obstacles)
             self._received.clear()
-            if decision.twist is not None and self._twists is not None:
-                self._twists.publish(to_twist_message(decision.twist, now.ros_ns, self._profile.base_frame))
+            if decision.motion is not None and self._output is not None:
+                self._output.send(decision.motion, now)
             self._report(decision, now)
 
     def _report(self, decision: Decision, now: Now) -> None:
@@ -170,9 +169,10 @@ class CommandNode(Node):  # type: ignore[misc]
             self._tick()
             self._left = True
         brief = Duration(seconds=0.2)
-        for publisher in (self._twists, self._drivers, self._reports):
-            if publisher is not None:
-                publisher.wait_for_all_acked(brief)
+        if self._output is not None:
+            self._output.flush(brief)
+        for publisher in (self._drivers, self._reports):
+            publisher.wait_for_all_acked(brief)
 
     # ------------------------------------------------------------------ what comes in
 
@@ -255,15 +255,9 @@ class CommandNode(Node):  # type: ignore[misc]
     def _look_around(self, resuming: bool) -> None:
         """What forbids POLICY now: rule -> reason with remedy. `resuming`: the present policy is the one that is meant."""
         obstacles: dict[str, str] = {}
-        if self._twists is not None:
-            names = [f"{info.node_namespace.rstrip('/')}/{info.node_name}"
-                     for info in self.get_publishers_info_by_topic(self._twists.topic_name)]
-            if len(names) > 1:
-                own = self.get_fully_qualified_name()
-                if own in names:
-                    names.remove(own)
-                obstacles["arm_topic"] = (f"{self._twists.topic_name} has another publisher: {', '.join(names)}. "
-                                          f"Stop it: only one may command the arm. {FORGOTTEN}")
+        if self._output is not None and (rivals := self._output.rivals()):
+            obstacles["arm_topic"] = (f"{self._output.topic} has another publisher: {', '.join(rivals)}. "
+                                      f"Stop it: only one may command the arm. {FORGOTTEN}")
         policies = self.get_publishers_info_by_topic(self._chunks.topic_name)
         endpoints = [bytes(info.endpoint_gid) for info in policies]
         if resuming and len(endpoints) == 1:
@@ -310,7 +304,7 @@ class CommandNode(Node):  # type: ignore[misc]
         late = np.array(self._late_ms) if self._late_ms else np.zeros(1)
         values: dict[str, object] = {
             "robot": self._profile.name, "driver": driver.name, "stop_reason": pilot.stop_reason, "obstacles": obstacle,
-            "commands": self._twists.topic_name if self._twists else "none (dry run)",
+            "commands": self._output.topic if self._output else "none (dry run)",
             "dry_run": self._dry_run, "action_scale": pilot.settings.action_scale,
             "max_observation_age_s": pilot.settings.max_observation_age_s, "rate_hz": pilot.settings.rate_hz,
             "tick_late_p99_ms": f"{np.percentile(late, 99):.2f}", "tick_late_max_ms": f"{late.max():.2f}",

@@ -9,14 +9,15 @@ import pytest
 
 from openvla_ros.action.pilot import Decision, Now, Pilot, Settings
 from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, ReceivedChunk
-from openvla_ros.robot import Limits, RobotProfile
+from openvla_ros.robot import Box, Limits, OutputProfile, RobotProfile
 
 SECOND_NS = 1_000_000_000
 ROS_START_NS = 1_700_000_000 * SECOND_NS
 TICK_START_NS = 5 * SECOND_NS  # the steady clock counts from another origin
 
-PROFILE = RobotProfile(name="arm", real=True, base_frame="arm/base_link", output="servo_twist", command_topic="delta_twist_cmds",
-                       limits=Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0))
+LIMITS = Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0, 0.06, 0.3, Box((0.1, 0.45), (-0.2, 0.25), (-0.01, 0.3)))
+PROFILE = RobotProfile(name="arm", real=False, base_frame="arm/base_link", output="servo_twist",
+                       outputs={"servo_twist": OutputProfile("delta_twist_cmds", "none", {})}, grippers={}, limits=LIMITS, arm=None)
 
 
 class Bench:
@@ -24,7 +25,8 @@ class Bench:
 
     def __init__(self, **settings: object) -> None:
         self.settings = Settings(**settings)  # type: ignore[arg-type]
-        self.pilot = Pilot(PROFILE, self.settings)
+        self.profile = PROFILE
+        self.pilot = Pilot(self.profile, self.settings)
         self.period_ns = round(SECOND_NS / self.settings.rate_hz)
         self.time_ns = 0
         self.ros_offset_ns = ROS_START_NS
@@ -85,6 +87,6 @@ class Bench:
         return [time_ns / SECOND_NS for time_ns, d in self.log if d.step_started]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bench() -> Callable[..., Bench]:
     return Bench

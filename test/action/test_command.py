@@ -8,9 +8,9 @@ from scipy.spatial.transform import Rotation
 
 from openvla_ros.action.command import ZERO, Twist, slow_down, to_twist
 from openvla_ros.contract import Action
-from openvla_ros.robot import Limits
+from openvla_ros.robot import Box, Limits
 
-LIMITS = Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0)
+LIMITS = Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0, 0.06, 0.3, Box((0.1, 0.45), (-0.2, 0.25), (-0.01, 0.3)))
 
 
 def test_a_delta_is_divided_once() -> None:

@@ -17,7 +17,6 @@ from openvla_ros.action.handoff import Driver
 from openvla_ros.action.pilot import Now, Pilot, Settings
 from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, ReceivedChunk
 from openvla_ros.errors import ConfigurationError, HandoffRefused
-from openvla_ros.robot import Limits, RobotProfile
 
 STEP = [0.05]  # full speed: 0.25 m/s
 TICK_S, RAMP_S = 1 / 30, 0.25 / 2.5
@@ -375,9 +374,8 @@ CHUNKS = st.tuples(st.lists(st.lists(ANY, min_size=7, max_size=7), max_size=2), 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.none(), CHUNKS), min_size=1, max_size=25), st.booleans())
-def test_whatever_comes_the_arm_gets_finite_twists_inside_its_speeds(inputs: list[object], preempt: bool) -> None:
-    profile = RobotProfile("arm", True, "b", "servo_twist", "t", Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0))
-    pilot, now_ns = Pilot(profile, Settings(preempt=preempt)), 10**12
+def test_whatever_comes_the_arm_gets_finite_twists_inside_its_speeds(bench, inputs: list[object], preempt: bool) -> None:
+    pilot, now_ns = Pilot(bench().profile, Settings(preempt=preempt)), 10**12
     pilot.resume(Now(now_ns, now_ns))
     for sequence, item in enumerate(inputs):
         now_ns += 33_333_333
@@ -385,7 +383,7 @@ def test_whatever_comes_the_arm_gets_finite_twists_inside_its_speeds(inputs: lis
         if item is not None:
             steps, step_s, age_ms, session, back = item  # type: ignore[misc]
             chunks = [ReceivedChunk(ActionChunk(tuple(map(Action.from_vector, steps)), step_s, now_ns + age_ms * 1_000_000),
-                                    ChunkIdentity(session, 1, max(0, 2 * sequence - back)), "b")]
+                                    ChunkIdentity(session, 1, max(0, 2 * sequence - back)), "arm/base_link")]
         decision = pilot.step(Now(now_ns, now_ns), chunks)
         if decision.twist is None:
             continue

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from openvla_ros.action.safety import MAX_STEPS, Situation, judge, refuse_content, shorten
 from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, ReceivedChunk
-from openvla_ros.robot import Limits
+from openvla_ros.robot import Box, Limits
 
-LIMITS = Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0)
+LIMITS = Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0, 0.06, 0.3, Box((0.1, 0.45), (-0.2, 0.25), (-0.01, 0.3)))
 FRESH = Situation(observation_age_s=0.1, max_observation_age_s=0.6, limits=LIMITS)
 ANY = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

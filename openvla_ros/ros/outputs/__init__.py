@@ -1,0 +1,68 @@
+"""How commands reach an arm: one file per output, behind one shape. Comes in: a Motion per tick; goes out: messages and services.
+
+Nothing is judged here: what comes in has passed the safety chain. An output knows its consumer, what must be set up before the
+arm may move, and how the consumer says that it does not listen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from rclpy.duration import Duration
+from rclpy.node import Node
+
+from openvla_ros.action.command import Motion
+from openvla_ros.action.pilot import Now
+from openvla_ros.errors import ConfigurationError
+from openvla_ros.robot import RobotProfile
+
+
+class Output(Protocol):
+    """The way to one arm. Made at start-up; every method is called on the node's only executor thread and must not wait."""
+
+    @property
+    def topic(self) -> str:
+        """The full name of the topic that moves the arm."""
+
+    def prepare(self) -> None:
+        """Called whenever somebody is to drive. Raises HandoffRefused with the reason while the arm cannot be moved.
+
+        What takes time (a service call) is begun here, refused with "not ready yet", and found done at the next call.
+        """
+
+    def send(self, motion: Motion, now: Now) -> None:
+        """One tick. Between two motions there may be silence."""
+
+    def rivals(self) -> list[str]:
+        """Full names of the nodes that publish on the arm's topic besides this one."""
+
+    def trouble(self) -> str:
+        """Why nobody may drive any more, such as a halt that the consumer reported; empty when all is well."""
+
+    def health(self) -> Mapping[str, object]:
+        """Numbers and words for diagnostics."""
+
+    def flush(self, wait: Duration) -> None:
+        """Wait until what was sent has arrived, at most so long. The one call that may wait."""
+
+    def close(self) -> None:
+        """Leave the topics. Nothing is sent after it."""
+
+
+def make_output(node: Node, profile: RobotProfile) -> Output:
+    """The output that the profile names. Raises ConfigurationError for settings that it cannot take."""
+    if profile.output == "servo_twist":
+        from openvla_ros.ros.outputs.servo_twist import ServoTwist
+
+        return ServoTwist(node, profile)
+    raise ConfigurationError(f"output {profile.output!r} is not there. Choose servo_twist.")
+
+
+def other_publishers(node: Node, topic: str) -> list[str]:
+    """Full names of the nodes that publish on a topic, without one publisher of this node."""
+    names = [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in node.get_publishers_info_by_topic(topic)]
+    own = node.get_fully_qualified_name()
+    if own in names:
+        names.remove(own)
+    return sorted(names)
