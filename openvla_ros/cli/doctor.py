@@ -76,9 +76,21 @@ def main(
     image_topic: Annotated[str, typer.Option(help="Camera topic to look at; empty: image and image/compressed.")] = "",
     namespace: Annotated[str, typer.Option(help="Namespace of the nodes to look at.")] = "",
     seconds: Annotated[float, typer.Option(help="How long to listen to the running system [s].", min=0.5, max=600.0)] = 3.0,
+    camera_overlay: Annotated[Path | None, typer.Option(
+        help="Instead of the checks: blend the camera's picture with this frame of the dataset, to place the camera as there.")] = None,
+    image: Annotated[Path | None, typer.Option(help="With --camera-overlay: take this picture, not the running camera.")] = None,
+    bag: Annotated[Path | None, typer.Option(help="With --camera-overlay: take the first picture of this recording.")] = None,
+    output: Annotated[Path, typer.Option(help="With --camera-overlay: the .png file to write.")] = Path("camera_overlay.png"),
+    alpha: Annotated[float, typer.Option(help="With --camera-overlay: weight of the camera's picture.", min=0.0, max=1.0)] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
     """Check Python, GPU, memory, ROS, messages, checkpoint and the running system; say what to do about each trouble."""
+    if camera_overlay is not None:
+        from openvla_ros.cli.camera_overlay import Source, place_camera
+
+        return place_camera(camera_overlay, Source(image, bag, image_topic, namespace, seconds), output, alpha, as_json)
+    if image is not None or bag is not None:
+        raise typer.BadParameter("--image and --bag belong to --camera-overlay REFERENCE.")
     if dtype not in DTYPES or quantization not in QUANTIZATIONS:
         raise typer.BadParameter(f"dtype {dtype!r} must be one of {', '.join(DTYPES)} and quantization {quantization!r} one of "
                                  f"{', '.join(QUANTIZATIONS)}.")
