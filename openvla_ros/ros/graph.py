@@ -26,8 +26,11 @@ from openvla_ros.contract import Check
 from openvla_ros.observation.assemble import FrameJudge, FrameLimits
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_ns
 
-DISCOVERY_S = 1.0
-"""Processes on one computer find each other in 0.05 to 0.3 s; on a network it may take a little longer."""
+DISCOVERY_S = 1.5
+"""Discovery is over when nothing new was seen for so long. Processes on an idle computer find each other in 0.05 to 0.3 s."""
+
+DISCOVERY_LIMIT_S = 15.0
+"""Longest time for it, however much comes and goes."""
 
 ANSWER_S = 3.0
 """Longest wait for a service of a node that is there."""
@@ -77,21 +80,17 @@ class Visitor(Node):
         self._latched: dict[str, str] = {}
         self._health: dict[str, tuple[int, str]] = {}
         self._judge = FrameJudge(FrameLimits())
+        self._simulated = False
         for name in ("driver", "instruction"):
             self.create_subscription(String, name, self._remember(name), LATCHED)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def look(self, seconds: float, image_topic: str) -> list[Check]:
         """All checks of the running system."""
-        self._spin(DISCOVERY_S)
-        if self.get_publishers_info_by_topic("/clock"):
-            self.set_parameters([Parameter("use_sim_time", value=True)])
-        camera = self._camera_topic(image_topic)
-        if camera is not None:
-            offers = [info.qos_profile.reliability for info in self.get_publishers_info_by_topic(camera[0])]
-            reliable = bool(offers) and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
-            self.create_subscription(camera[1], camera[0], self._on_image, NEWEST_RELIABLE if reliable else SENSOR)
-        self._spin(seconds)
+        self._discover()
+        camera = self._listen(seconds, image_topic)
+        if camera != self._camera_topic(image_topic) or self._clock_is_simulated() != self._simulated:
+            camera = self._listen(seconds, image_topic)  # what was listened to was found only meanwhile: a busy computer
         checks = [*self._node_checks(), *self._camera_checks(camera, image_topic), *self._clock_checks(), *self._input_checks()]
         return [*checks, *self._arm_checks(), *self._latched_checks(), *self._diagnostics_checks()]
 
@@ -101,6 +100,38 @@ class Visitor(Node):
         until = monotonic() + seconds
         while (left := until - monotonic()) > 0:
             rclpy.spin_once(self, timeout_sec=left)
+
+    def _discover(self) -> None:
+        """Wait until the picture of nodes and topics stands still."""
+        seen, now = None, monotonic()
+        changed_at, until = now, now + DISCOVERY_LIMIT_S
+        while now - changed_at < DISCOVERY_S and now < until:
+            self._spin(0.1)
+            now = monotonic()
+            present = (sorted(self.get_node_names_and_namespaces()),
+                       sorted((topic, self.count_publishers(topic)) for topic, _ in self.get_topic_names_and_types()))
+            if present != seen:
+                seen, changed_at = present, now
+
+    def _listen(self, seconds: float, image_topic: str) -> tuple[str, type] | None:
+        """Hear the camera, on the clock of the system, with the QoS that policy_node would use. Returns its topic and type."""
+        self._simulated = self._clock_is_simulated()
+        self.set_parameters([Parameter("use_sim_time", value=self._simulated)])
+        self._judge = FrameJudge(FrameLimits())
+        camera = self._camera_topic(image_topic)
+        subscription = None
+        if camera is not None:
+            offers = [info.qos_profile.reliability for info in self.get_publishers_info_by_topic(camera[0])]
+            reliable = bool(offers) and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
+            subscription = self.create_subscription(camera[1], camera[0], self._on_image, NEWEST_RELIABLE if reliable else SENSOR)
+        self._spin(seconds)
+        self._seen = self._judge.statistics(self.get_clock().now().nanoseconds)  # now: the checks that follow take their time
+        if subscription is not None:
+            self.destroy_subscription(subscription)
+        return camera
+
+    def _clock_is_simulated(self) -> bool:
+        return bool(self.get_publishers_info_by_topic("/clock"))
 
     def _remember(self, name: str) -> Callable[[String], None]:
         return lambda message: self._latched.__setitem__(name, message.data)
@@ -191,9 +222,10 @@ class Visitor(Node):
         if len(values) < 2:
             return []
         policy, command = values["policy_node"], values["command_node"]
-        return [Check(f"both nodes: {parameter}", mine == theirs or mine is None or theirs is None,
+        return [Check(f"both nodes: {parameter}", mine == theirs,
                       str(mine) if mine == theirs else f"policy_node has {mine!r}, command_node {theirs!r}. Give both the same value.")
-                for parameter, mine, theirs in zip(SHARED_PARAMETERS, policy, command, strict=True)]
+                for parameter, mine, theirs in zip(SHARED_PARAMETERS, policy, command, strict=True)
+                if theirs != ""]  # command_node's frame: empty means that of its robot profile, which cannot be seen from here
 
     def _camera_checks(self, camera: tuple[str, type] | None, asked: str) -> list[Check]:
         if camera is None:
@@ -207,7 +239,7 @@ class Visitor(Node):
         name = f"camera {topic}"
         if not publishers:
             return [Check(name, False, "policy_node listens, but nobody publishes. Start the camera driver, or remap the topic 'image'.")]
-        seen = self._judge.statistics(self.get_clock().now().nanoseconds)
+        seen = self._seen
         numbers = [f"{seen.received} frames"]
         if seen.rate_hz is not None:
             numbers.append(f"{seen.rate_hz:.1f} Hz")
