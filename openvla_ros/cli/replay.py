@@ -14,13 +14,13 @@ from openvla_ros.bags.frames import select
 from openvla_ros.bags.read import Recording
 from openvla_ros.bags.replay import Replay, ReplayedFrame, replay
 from openvla_ros.bags.report import as_plain, median_stage_ms, write_report
-from openvla_ros.policy.catalogue import PolicySettings, load_policy
+from openvla_ros.policy.catalogue import load_policy, read_profile
 
 
 def main(
     bag: Path = typer.Argument(..., help="rosbag2 folder, .mcap or .db3 file."),
     checkpoint: str = typer.Option(..., help="Checkpoint folder, Hugging Face hub name, or 'scripted'."),
-    unnorm_key: str = typer.Option("", help="Action statistics to use, such as bridge_orig."),
+    unnorm_key: str = typer.Option("", help="Action statistics to use; empty: the checkpoint's only ones, else the profile's."),
     output: Path = typer.Option(None, help="Folder for replay.json and replay.png.  \\[default: replay-<bag name>]"),
     instruction: str = typer.Option("", help="Use this instruction instead of the recorded ones."),
     image_topic: str = typer.Option("", help="Camera topic, where the recording has several."),
@@ -28,14 +28,16 @@ def main(
     action_topic: str = typer.Option("", help="Topic of the recorded actions (Float64MultiArray, or TwistStamped deltas)."),
     stride: int = typer.Option(1, min=1, help="Take every so many-th frame."),
     limit: int = typer.Option(0, min=0, help="End after so many frames; 0 for all."),
-    device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32."),
-    quantization: str = typer.Option("none", help="none, int8 or nf4."),
-    attention: str = typer.Option("sdpa", help="sdpa or flash."),
-    resize: str = typer.Option("direct", help="direct, or bridge as in the BridgeData evaluation."),
-    centre_crop: bool = typer.Option(False, help="For models fine-tuned with random crops."),
-    rotate_180: bool = typer.Option(False, help="Turn every frame by 180 degrees first."),
-    prompt_style: str = typer.Option("auto", help="auto, openvla or v01."),
+    profile: str = typer.Option("openvla-7b", "--policy", help="Policy profile: a name in config/policies or a .yaml file. It sets "
+                                "the image path, as in policy_node; the options below override it."),
+    device: str = typer.Option("", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("", help="bfloat16 or float32."),
+    quantization: str = typer.Option("", help="none, int8 or nf4."),
+    attention: str = typer.Option("", help="sdpa or flash."),
+    resize: str = typer.Option("", help="direct (as the released server), or bridge (as the Bridge evaluation)."),
+    centre_crop: bool = typer.Option(None, help="For models fine-tuned with random crops.", show_default=False),
+    rotate_180: bool = typer.Option(None, help="Turn every frame by 180 degrees first.", show_default=False),
+    prompt_style: str = typer.Option("", help="auto, openvla or v01."),
     threads: int = typer.Option(0, min=0, help="CPU threads of torch; 0 for its own choice."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object (without the frames; those are in the file)."),
 ) -> None:
@@ -44,11 +46,12 @@ def main(
     Writes a JSON report and a picture. No ROS installation is needed; nothing is published.
     """
     console = Console(stderr=True, quiet=as_json)
+    turns = {name: value for name, value in (("centre_crop", centre_crop), ("rotate_180", rotate_180)) if value is not None}
     with Recording(bag) as recording:
         selection = select(recording, image_topic, instruction, instruction_topic, action_topic)
-        settings = PolicySettings(checkpoint=checkpoint, unnorm_key=unnorm_key, device=device, dtype=dtype,
-                                  quantization=quantization, attention=attention, resize=resize, rotate_180=rotate_180,
-                                  centre_crop=centre_crop, prompt_style=prompt_style, threads=threads)
+        settings = read_profile(profile, checkpoint=checkpoint, unnorm_key=unnorm_key, device=device, dtype=dtype,
+                                quantization=quantization, attention=attention, resize=resize, prompt_style=prompt_style,
+                                threads=threads, **turns)
         policy = load_policy(settings, progress=False if as_json else None)
         try:
             expected = -(-selection.image.count // stride)

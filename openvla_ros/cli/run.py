@@ -21,7 +21,6 @@ import typer
 from rich.console import Console
 
 from openvla_ros.errors import ConfigurationError, DependencyMissing
-from openvla_ros.policy.statistics import read_statistics
 from openvla_ros.share import share_folder
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def main(
     camera = Camera(image_topic, compressed, "") if bag is None else recorded_camera(bag, image_topic, instruction)
     # Only what was asked for is set here: it wins over a parameter file, and that may say `dry_run: true`.
     chosen: dict[str, Any] = {
-        "checkpoint": checkpoint, "unnorm_key": unnorm_key or only_key(checkpoint), "policy": policy, "device": device, "dtype": dtype,
+        "checkpoint": checkpoint, "unnorm_key": unnorm_key, "policy": policy, "device": device, "dtype": dtype,
         "quantization": quantization, "attention": attention, "threads": threads}
     policy_values = {name: value for name, value in chosen.items() if value}
     command_values: dict[str, Any] = {"dry_run": True} if dry_run else {}
@@ -146,18 +145,6 @@ def checked_robot(robot: str, bag: Path | None, dry_run: bool) -> Any:
         raise ConfigurationError(f"robot {robot!r} is a real arm, and a recording must not move it. Use --robot {REPLAY_ROBOT}, "
                                  "or --dry-run.")
     return profile
-
-
-def only_key(checkpoint: str) -> str:
-    """The statistics key of a checkpoint folder that has just one; else "", and the policy profile decides."""
-    configuration = Path(checkpoint).expanduser() / "config.json"
-    if not configuration.is_file():
-        return ""
-    try:
-        keys = list(read_statistics(configuration.parent, json.loads(configuration.read_text(encoding="utf-8"))))
-    except (ValueError, OSError) as error:
-        raise ConfigurationError(f"{configuration} cannot be read: {error}. Copy the checkpoint again.") from error
-    return str(keys[0]) if len(keys) == 1 else ""
 
 
 def ros_arguments(parameters: Mapping[str, Any], remaps: Mapping[str, str], namespace: str, params_file: Path | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import yaml
 from openvla_ros.contract import STEP_S, Policy
 from openvla_ros.errors import ConfigurationError, DependencyMissing
 from openvla_ros.policy.scripted import ScriptedPolicy
+from openvla_ros.policy.statistics import only_key
 from openvla_ros.share import share_folder
 
 SCRIPTED = "scripted"
@@ -92,6 +93,8 @@ def profile_names() -> tuple[str, ...]:
 def read_profile(name: str, **overrides: Any) -> PolicySettings:
     """Settings from `config/policies/<name>.yaml` or from a file path that ends in .yaml; `overrides` win.
 
+    An override of "" is none. Another checkpoint that has statistics under one key only is used with that key, unless
+    `unnorm_key` is given: the profile's key belongs to the profile's checkpoint.
     Raises ConfigurationError for an unknown profile, an unreadable file, unknown fields or values out of range.
     """
     path = Path(name).expanduser() if name.endswith(".yaml") else share_folder() / "config" / "policies" / f"{name}.yaml"
@@ -106,7 +109,10 @@ def read_profile(name: str, **overrides: Any) -> PolicySettings:
     if not isinstance(content, dict) or not set(content) <= known:
         came = sorted(map(str, set(content) - known)) if isinstance(content, dict) else type(content).__name__
         raise ConfigurationError(f"policy profile {path} holds {came}, expected only {', '.join(sorted(known))}.")
-    return PolicySettings(**{"checkpoint": "", **content, **overrides})
+    given = {name: value for name, value in overrides.items() if value != ""}
+    if "checkpoint" in given and "unnorm_key" not in given:
+        given["unnorm_key"] = only_key(str(given["checkpoint"])) or content.get("unnorm_key", "")
+    return PolicySettings(**{"checkpoint": "", **content, **given})
 
 
 def load_policy(settings: PolicySettings, progress: bool | None = None) -> Policy:

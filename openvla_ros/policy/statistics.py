@@ -71,6 +71,22 @@ def read_statistics(folder: Path, configuration: Mapping[str, Any]) -> Mapping[s
     return statistics
 
 
+def only_key(checkpoint: str) -> str:
+    """The statistics key of a checkpoint folder that has just one; "" for several, or if `checkpoint` is no such folder.
+
+    Raises CheckpointError for an unreadable config.json.
+    """
+    configuration = Path(checkpoint).expanduser() / "config.json"
+    if not configuration.is_file():
+        return ""
+    try:
+        content = json.loads(configuration.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{configuration} cannot be read: {error}. Copy the checkpoint again.") from error
+    keys = list(read_statistics(configuration.parent, content))
+    return str(keys[0]) if len(keys) == 1 else ""
+
+
 def choose_statistics(statistics: Mapping[str, Any], key: str | None) -> ActionStatistics:
     """The entry under `key`; None or empty only if there is exactly one. Raises UnknownStatistics, CheckpointError."""
     known = ", ".join(sorted(statistics))

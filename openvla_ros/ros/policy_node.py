@@ -43,7 +43,8 @@ PARAMETERS = (
               "image path and the prompt.", locked=UNCONFIGURED_ONLY),
     Parameter("checkpoint", "", "Folder with config.json and *.safetensors, a hub name, or 'scripted'; empty: as the profile "
               "says.", locked=UNCONFIGURED_ONLY),
-    Parameter("unnorm_key", "", "Action statistics to un-normalise with, such as bridge_orig; empty: as the profile says.",
+    Parameter("unnorm_key", "", "Action statistics to un-normalise with, such as bridge_orig; empty: the only ones of the "
+              "checkpoint, else as the profile says.",
               locked=UNCONFIGURED_ONLY),
     Parameter("device", "", "Where the model runs; empty: as the profile says.", choices=("", *DEVICES),
               locked=UNCONFIGURED_ONLY),
@@ -121,9 +122,8 @@ class PolicyNode(ManagedNode):
     def _configure(self) -> None:
         self._refusal = ""
         values = read(self, PARAMETERS)
-        chosen = {name: values[name] for name in ("checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention",
-                                                  "threads") if values[name]}
-        settings = read_profile(str(values["policy"]), **chosen)
+        settings = read_profile(str(values["policy"]), **{name: values[name] for name in (
+            "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention", "threads")})
         self._base_frame, self._max_age_s = str(values["base_frame"]), float(values["max_observation_age_s"])
         if not self._base_frame:
             raise ConfigurationError("parameter 'base_frame' is empty. Name the frame of the robot's base, such as "

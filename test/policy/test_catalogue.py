@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,3 +74,19 @@ def test_catalogue_and_scripted_need_no_torch() -> None:
     code = ("import sys; from openvla_ros.policy.catalogue import PolicySettings, load_policy; "
             "load_policy(PolicySettings('scripted')); sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_checkpoint_with_one_data_set_needs_no_key(tmp_path: Path) -> None:
+    def key(**overrides: str) -> str:
+        return read_profile("openvla-7b", **overrides).unnorm_key
+
+    assert key() == key(checkpoint="openvla/openvla-7b") == key(checkpoint="scripted") == "bridge_orig"
+    configuration = tmp_path / "config.json"
+    configuration.write_text(json.dumps({"norm_stats": {"mine": {}}}))
+    assert key(checkpoint=str(tmp_path)) == "mine"
+    assert key(checkpoint=str(tmp_path), unnorm_key="yours") == "yours"
+    configuration.write_text(json.dumps({"norm_stats": {"mine": {}, "yours": {}}}))
+    assert key(checkpoint=str(tmp_path)) == "bridge_orig"
+    configuration.write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        key(checkpoint=str(tmp_path))

@@ -127,7 +127,7 @@ def world(ros_domain_id: int) -> Iterator[World]:
 
 @pytest.fixture
 def start(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start policy_node with parameters; it is killed at the end of the test if it still lives."""
+    """Start policy_node with parameters; it is ended at the end of the test if it still lives."""
     started: list[subprocess.Popen[str]] = []
 
     def launch(*arguments: str, **parameters: object) -> subprocess.Popen[str]:
@@ -143,8 +143,8 @@ def start(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
     yield launch
     for process in started:
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            process.terminate()  # never kill: `timeout` would die alone and leave the node behind
+            process.wait(DEADLINE_S)
 
 
 def activate(world: World, driver: str = "POLICY") -> None:
