@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from openvla_ros.action.command import ZERO
 from openvla_ros.action.handoff import NEXT
-from openvla_ros.action.teleop import BUTTONS, DIRECTIONS, Joystick, JoystickMap, Stick, TeleopRequest, Wish
+from openvla_ros.action.teleop import BUTTONS, Joystick, JoystickMap, Stick, TeleopRequest, Wish
 from openvla_ros.errors import ConfigurationError
 
 GOOD: dict[str, Any] = {
@@ -142,14 +142,21 @@ def test_a_nan_that_somebody_else_sends_counts_as_touching() -> None:
     assert TeleopRequest(twist, deadman=True).active
 
 
-@pytest.mark.parametrize("name", ["xbox"])
-def test_the_shipped_maps(checkout: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "axes", "buttons"), [("xbox", 8, 11), ("game_controller", 6, 21)])
+def test_the_shipped_maps_fit_their_pads(checkout: Path, name: str, axes: int, buttons: int) -> None:
     path = checkout / "config" / "joy" / f"{name}.yaml"
-    joystick = Joystick(JoystickMap.from_mapping(yaml.safe_load(path.read_text()), str(path)))
-    assert set(joystick.map.sticks) == set(DIRECTIONS) and all(getattr(joystick.map, button) is not None for button in BUTTONS)
-    assert not joystick.read([0.0] * 8, [0] * 11).fault, "an Xbox pad has 8 axes and 11 buttons"
-    forward = joystick.read([0.0, 1.0] + [0.0] * 6, [int(number == 5) for number in range(11)]).twist
+    chart = JoystickMap.from_mapping(yaml.safe_load(path.read_text()), str(path))
+    assert all(getattr(chart, button) is not None for button in BUTTONS)
+    joystick = Joystick(chart)
+    at_rest = joystick.read([0.0] * axes, [0] * buttons)
+    assert at_rest == TeleopRequest()
+    held_down = [int(number == chart.deadman) for number in range(buttons)]
+    forward = joystick.read([0.0, 1.0] + [0.0] * (axes - 2), held_down).twist  # left stick up
     assert forward.linear_m_s.tolist() == pytest.approx([0.1, 0.0, 0.0]) and not forward.angular_rad_s.any()
+
+
+def test_every_map_that_is_shipped_is_tested(checkout: Path) -> None:
+    assert {path.stem for path in (checkout / "config" / "joy").glob("*.yaml")} == {"xbox", "game_controller"}
 
 
 def changed(*path: str, value: Any = None) -> dict[str, Any]:
