@@ -70,9 +70,9 @@ class Camera:
 
     def _offered(self) -> ReliabilityPolicy:
         offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self.topic)]
-        if offers and all(offer == ReliabilityPolicy.RELIABLE for offer in offers):
-            return ReliabilityPolicy.RELIABLE
-        return ReliabilityPolicy.BEST_EFFORT
+        # Nobody there yet counts as reliable: most drivers and all recordings are, and the first frames are not missed then.
+        reliable = all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
+        return ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
 
 
 def decode(message: ImageMessage) -> tuple[ByteArray, bool]:

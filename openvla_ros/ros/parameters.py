@@ -111,9 +111,9 @@ def unknown(node: Node, table: Iterable[Parameter]) -> list[str]:
 
 def markdown(table: Iterable[Parameter]) -> str:
     """The parameter table of the documentation, so that it cannot differ from the code."""
-    lines = ["| parameter | default | takes | meaning |", "| --- | --- | --- | --- |"]
+    lines = ["| parameter | default | takes | may change | meaning |", "| --- | --- | --- | --- | --- |"]
     for row in table:
         default = f"`{str(row.default).lower() if isinstance(row.default, bool) else row.default}`"
-        takes = row.takes() + (f"; changed only {row.locked}" if row.locked else "")
-        lines.append(f"| `{row.name}` | {default if row.default != '' else '(empty)'} | {takes} | {row.meaning} |")
+        lines.append(f"| `{row.name}` | {default if row.default != '' else '(empty)'} | {row.takes()} | "
+                     f"{row.locked or 'at any time'} | {row.meaning} |")
     return "\n".join(lines) + "\n"

@@ -36,7 +36,7 @@ from openvla_ros.ros.lifecycle import ACTIVE, INACTIVE, ManagedNode
 from openvla_ros.ros.lifetime import live
 from openvla_ros.ros.parameters import Parameter, declare, read
 
-UNCONFIGURED_ONLY = "before configure (after cleanup)"
+UNCONFIGURED_ONLY = "before configure"
 
 PARAMETERS = (
     Parameter("policy", "openvla-7b", "Policy profile: a name in config/policies or the path of a .yaml file. It sets the "
