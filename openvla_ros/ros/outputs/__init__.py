@@ -6,7 +6,7 @@ arm may move, and how the consumer says that it does not listen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from rclpy.duration import Duration
@@ -14,7 +14,6 @@ from rclpy.node import Node
 
 from openvla_ros.action.command import Motion
 from openvla_ros.action.pilot import Now
-from openvla_ros.errors import ConfigurationError
 from openvla_ros.robot import RobotProfile
 
 
@@ -51,12 +50,19 @@ class Output(Protocol):
 
 
 def make_output(node: Node, profile: RobotProfile) -> Output:
-    """The output that the profile names. Raises ConfigurationError for settings that it cannot take."""
-    if profile.output == "servo_twist":
-        from openvla_ros.ros.outputs.servo_twist import ServoTwist
+    """The output that the profile names, with its gripper.
 
-        return ServoTwist(node, profile)
-    raise ConfigurationError(f"output {profile.output!r} is not there. Choose servo_twist.")
+    Raises ConfigurationError for settings that it cannot take, DependencyMissing when its messages are not installed.
+    """
+    from openvla_ros.ros.outputs.gripper import with_gripper
+    from openvla_ros.ros.outputs.interbotix import Interbotix
+    from openvla_ros.ros.outputs.servo_pose import ServoPose
+    from openvla_ros.ros.outputs.servo_twist import ServoTwist
+    from openvla_ros.ros.outputs.trajectory import Trajectory
+
+    makers: Mapping[str, Callable[[Node, RobotProfile], Output]] = {
+        "interbotix": Interbotix, "trajectory": Trajectory, "servo_twist": ServoTwist, "servo_pose": ServoPose}
+    return with_gripper(node, profile, makers[profile.output](node, profile))
 
 
 def other_publishers(node: Node, topic: str) -> list[str]:

@@ -13,14 +13,20 @@ from openvla_ros.action.pilot import Now
 from openvla_ros.robot import RobotProfile
 from openvla_ros.ros.convert import NEWEST_RELIABLE, to_twist_message
 from openvla_ros.ros.outputs import other_publishers
+from openvla_ros.ros.outputs.servo import TWIST, Servo
+from openvla_ros.ros.outputs.settings import SettingsReader
 
 
 class ServoTwist:
     """An Output. Says zeros as often as it is given them; in silence MoveIt Servo halts after 0.1 s."""
 
     def __init__(self, node: Node, profile: RobotProfile) -> None:
+        described = profile.outputs[profile.output]
+        settings = SettingsReader(described.settings, "output 'servo_twist'")
         self._node, self._frame_id = node, profile.base_frame
-        self._twists = node.create_publisher(TwistStamped, profile.command_topic, NEWEST_RELIABLE)
+        self._servo = Servo(node, settings, TWIST)
+        settings.finish()
+        self._twists = node.create_publisher(TwistStamped, described.command_topic, NEWEST_RELIABLE)
 
     @property
     def topic(self) -> str:
@@ -28,7 +34,8 @@ class ServoTwist:
         return str(self._twists.topic_name)
 
     def prepare(self) -> None:
-        """Nothing is needed."""
+        """Let Servo run, and switch it to twists where it has more than one kind of command."""
+        self._servo.prepare()
 
     def send(self, motion: Motion, now: Now) -> None:
         """Publish the mean velocity of the tick."""
@@ -39,12 +46,12 @@ class ServoTwist:
         return other_publishers(self._node, self.topic)
 
     def trouble(self) -> str:
-        """Nothing is heard back."""
-        return ""
+        """A halt that Servo reports."""
+        return self._servo.trouble()
 
     def health(self) -> Mapping[str, object]:
-        """How many listen."""
-        return {"listeners": self._twists.get_subscription_count()}
+        """How many listen, and what Servo says."""
+        return {"listeners": self._twists.get_subscription_count(), **self._servo.health()}
 
     def flush(self, wait: Duration) -> None:
         """Wait until every listener has them."""

@@ -1,0 +1,107 @@
+"""From a path of joints in time to the few points of a joint trajectory that ends at rest.
+
+The target jumps from rest to the speed of a step and back, which no arm can. So the path is averaged over the time of a soft stop:
+the arm comes half of it later, is never faster than the path, reaches every end exactly, and a step that follows without a gap
+goes on at speed. If nothing follows, what was sent last brings it to rest by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openvla_ros.contract import FloatArray
+
+SPACING_S = 0.05
+"""Smallest time between two points: more than two cycles of a controller at 50 Hz."""
+
+SAME_RAD = 1e-3
+"""A path that differs less from what was promised is the same; a servo with 4096 positions per turn resolves 1.5e-3 rad."""
+
+
+@dataclass(frozen=True)
+class TrajectoryPoint:
+    """Where the joints are to be, and how fast. The last point of a trajectory is at rest."""
+
+    time_s: float  # from now
+    positions: FloatArray  # [n] rad
+    velocities: FloatArray  # [n] rad/s
+
+
+class TrajectoryPlanner:
+    """Remembers the path that was asked for, and speaks only when it changes. One thread at a time may call."""
+
+    def __init__(self, window_s: float) -> None:
+        """window_s: the time to average over; the arm is at rest that much after its path has ended."""
+        self._window_s = max(window_s, SPACING_S)
+        self._times_s: list[float] = []
+        self._positions: list[FloatArray] = []
+
+    @property
+    def window_s(self) -> float:
+        """How much later than the path the arm comes to rest."""
+        return self._window_s
+
+    def plan(self, now_s: float, ahead: Sequence[tuple[float, FloatArray]]) -> tuple[TrajectoryPoint, ...]:
+        """The trajectory from now on; empty when the one before still says the same.
+
+        ahead: (seconds from now, joint positions), at least one, in order; after the last the arm is to rest there. now_s: on any
+        clock that does not jump.
+        """
+        times_s = np.array([now_s + later_s for later_s, _ in ahead])
+        positions = np.array([where for _, where in ahead])
+        if self._times_s and np.abs(self._promised(times_s) - positions).max() <= SAME_RAD and (
+                np.abs(self._positions[-1] - positions[-1]).max() <= SAME_RAD):
+            return ()
+        self._remember(now_s, times_s, positions)
+        end_s = float(times_s[-1]) - now_s + self._window_s
+        count = max(1, int(end_s / SPACING_S + 1e-9))
+        points = []
+        for number in range(1, count + 1):
+            time_s = end_s * number / count
+            until = now_s + time_s
+            velocities = (self._at(until) - self._at(until - self._window_s)) / self._window_s
+            points.append(TrajectoryPoint(time_s, self._mean(until), velocities if number < count else np.zeros_like(velocities)))
+        return tuple(points)
+
+    def _promised(self, times_s: FloatArray) -> FloatArray:
+        return np.array([self._at(float(time_s)) for time_s in times_s])
+
+    def _remember(self, now_s: float, times_s: FloatArray, positions: FloatArray) -> None:
+        """Replace what was to come, and forget what the average no longer reaches."""
+        if self._times_s:
+            here = self._at(now_s)
+        else:  # the path begins now: where it came from, if it moves, is a straight line back
+            slope = (positions[1] - positions[0]) / (times_s[1] - times_s[0]) if len(times_s) > 1 else np.zeros_like(positions[0])
+            here = positions[0] - slope * (times_s[0] - now_s)
+        oldest_s = now_s - self._window_s
+        past = [(oldest_s, self._at(oldest_s) if self._times_s else here)]
+        past += [(time_s, where) for time_s, where in zip(self._times_s, self._positions, strict=True) if oldest_s < time_s < now_s]
+        past += [(now_s, here)]
+        future = [(float(time_s), where) for time_s, where in zip(times_s, positions, strict=True) if time_s > now_s]
+        self._times_s = [time_s for time_s, _ in past + future]
+        self._positions = [where for _, where in past + future]
+        if not future:  # to rest here and now
+            self._positions[-1] = positions[-1]
+
+    def _at(self, time_s: float) -> FloatArray:
+        """The path at a time: straight between what was said, at rest before and after."""
+        later = int(np.searchsorted(self._times_s, time_s))
+        if later == 0:
+            return self._positions[0]
+        if later == len(self._times_s):
+            return self._positions[-1]
+        before_s, after_s = self._times_s[later - 1], self._times_s[later]
+        share = (time_s - before_s) / (after_s - before_s)
+        return self._positions[later - 1] * (1.0 - share) + self._positions[later] * share
+
+    def _mean(self, until_s: float) -> FloatArray:
+        """The mean of the path over the window that ends at a time."""
+        since_s = until_s - self._window_s
+        knots = [since_s, *(time_s for time_s in self._times_s if since_s < time_s < until_s), until_s]
+        where = [self._at(time_s) for time_s in knots]
+        area = sum(((one + other) / 2.0 * (after_s - before_s)
+                    for one, other, before_s, after_s in zip(where, where[1:], knots, knots[1:], strict=False)), np.zeros_like(where[0]))
+        return area / self._window_s

@@ -1,0 +1,128 @@
+"""The points of a joint trajectory: played as joint_trajectory_controller plays them, with numbers for speed, end and stop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from openvla_ros.action.trajectory import SAME_RAD, SPACING_S, TrajectoryPlanner, TrajectoryPoint
+
+TICK_S, STEP_S, WINDOW_S = 1 / 30, 0.2, 0.1
+SPEED = np.array([1.0, -0.5])  # [rad/s] of a step
+
+
+def ahead_of(start: np.ndarray, since_s: float, now_s: float) -> list[tuple[float, np.ndarray]]:
+    """A step that began at since_s: at the ends of the ticks to come, and at its own end."""
+    left_s = since_s + STEP_S - now_s
+    ends = [*(TICK_S * number for number in range(1, 10) if TICK_S * number < left_s - 1e-9), left_s]
+    return [(end_s, start + SPEED * (now_s + end_s - since_s)) for end_s in ends]
+
+
+class Played:
+    """Follows one trajectory after the other: cubic between the points, from where the one before had brought it."""
+
+    def __init__(self, start: np.ndarray) -> None:
+        self.knots = [(0.0, start, np.zeros(2))]
+
+    def take(self, now_s: float, points: tuple[TrajectoryPoint, ...]) -> None:
+        position, velocity = self.at(now_s)
+        self.knots = [(now_s, position, velocity)] + [(now_s + point.time_s, point.positions, point.velocities) for point in points]
+
+    def at(self, now_s: float) -> tuple[np.ndarray, np.ndarray]:
+        for (t0, p0, v0), (t1, p1, v1) in zip(self.knots, self.knots[1:], strict=False):
+            if t0 <= now_s < t1:
+                span, u = t1 - t0, (now_s - t0) / (t1 - t0)
+                h = [2 * u**3 - 3 * u**2 + 1, u**3 - 2 * u**2 + u, -2 * u**3 + 3 * u**2, u**3 - u**2]
+                d = [6 * u**2 - 6 * u, 3 * u**2 - 4 * u + 1, -6 * u**2 + 6 * u, 3 * u**2 - 2 * u]
+                knots = np.array([p0, span * v0, p1, span * v1])
+                return np.array(h) @ knots, np.array(d) @ knots / span
+        return self.knots[-1][1], np.zeros(2)
+
+
+def play(planner: TrajectoryPlanner, starts_s: list[float], until_s: float) -> tuple[Played, int, np.ndarray, np.ndarray]:
+    """Steps that start at these times, one after the other; gives what was played, how many messages, positions and velocities per ms."""
+    played, messages = Played(np.zeros(2)), 0
+    positions, velocities = [], []
+    tick = 0
+    for ms in range(round(until_s * 1000)):
+        now_s = ms / 1000
+        if now_s >= tick * TICK_S - 1e-9:
+            tick += 1
+            began = [start_s for start_s in starts_s if start_s <= now_s + 1e-9]
+            done = SPEED * STEP_S * max(0, len(began) - 1)
+            if began and now_s < began[-1] + STEP_S - 1e-9:
+                ahead = ahead_of(done, began[-1], now_s)
+            else:
+                ahead = [(0.0, SPEED * STEP_S * len(began))]
+            if points := planner.plan(now_s, ahead):
+                messages += 1
+                played.take(now_s, points)
+        position, velocity = played.at(now_s)
+        positions.append(position)
+        velocities.append(velocity)
+    return played, messages, np.array(positions), np.array(velocities)
+
+
+def test_step_is_one_message_that_ends_at_rest_where_the_step_ends() -> None:
+    planner = TrajectoryPlanner(WINDOW_S)
+    assert planner.plan(0.0, [(0.0, np.zeros(2))])[-1].positions == pytest.approx([0.0, 0.0])
+    points = planner.plan(1.0, ahead_of(np.zeros(2), 1.0, 1.0))
+    assert points[-1].time_s == pytest.approx(STEP_S + WINDOW_S)
+    assert points[-1].positions == pytest.approx(SPEED * STEP_S, abs=1e-12)
+    assert not points[-1].velocities.any()
+    gaps = np.diff([0.0, *(point.time_s for point in points)])
+    assert gaps.min() >= SPACING_S - 1e-12
+    for tick in range(1, 6):
+        assert planner.plan(1.0 + tick * TICK_S, ahead_of(np.zeros(2), 1.0, 1.0 + tick * TICK_S)) == ()
+
+
+def test_speed_stays_below_that_of_the_step_and_acceleration_is_bounded() -> None:
+    _, messages, positions, velocities = play(TrajectoryPlanner(WINDOW_S), [0.2], 1.0)
+    assert messages == 2  # where it stands, and the step
+    assert positions[-1] == pytest.approx(SPEED * STEP_S, abs=1e-9)
+    assert (np.abs(velocities) <= np.abs(SPEED) * 1.001).all()
+    accelerations = np.diff(velocities, axis=0) / 1e-3
+    assert np.abs(accelerations).max() <= 1.05 * np.abs(SPEED).max() / WINDOW_S
+
+
+def test_steps_without_a_gap_go_on_at_speed() -> None:
+    starts_s = [0.2, 0.4, 0.6, 0.8]
+    _, messages, positions, velocities = play(TrajectoryPlanner(WINDOW_S), starts_s, 1.5)
+    assert messages == 1 + len(starts_s)
+    cruising = velocities[320:1000]
+    assert np.abs(cruising - SPEED).max() <= 0.02  # [rad/s] no stop and go
+    assert positions[-1] == pytest.approx(SPEED * STEP_S * 4, abs=1e-9)
+    lag = SPEED * (0.9 - 0.2) - positions[900]
+    assert lag == pytest.approx(SPEED * WINDOW_S / 2, abs=1e-3)
+
+
+def test_stop_in_the_middle_of_a_step_comes_to_rest_within_the_window() -> None:
+    planner, played = TrajectoryPlanner(WINDOW_S), Played(np.zeros(2))
+    played.take(0.0, planner.plan(0.0, [(0.0, np.zeros(2))]))
+    played.take(1.0, planner.plan(1.0, ahead_of(np.zeros(2), 1.0, 1.0)))
+    stop = SPEED * 0.1
+    points = planner.plan(1.1, [(0.0, stop)])
+    played.take(1.1, points)
+    assert points[-1].time_s == pytest.approx(WINDOW_S)
+    track = np.array([played.at(1.1 + ms / 1000)[0] for ms in range(200)])
+    assert track[-1] == pytest.approx(stop, abs=1e-9)
+    assert (np.abs(track) <= np.abs(stop) + 1e-9).all()  # never beyond where it was told to stop
+
+
+def test_path_that_moves_by_less_than_the_motors_resolve_is_no_news() -> None:
+    planner = TrajectoryPlanner(WINDOW_S)
+    assert planner.plan(0.0, [(0.0, np.zeros(2))])
+    assert planner.plan(0.1, [(0.0, np.full(2, 0.9 * SAME_RAD))]) == ()
+    assert planner.plan(0.2, [(0.0, np.full(2, 1.1 * SAME_RAD))])
+
+
+def test_first_motion_starts_where_the_path_came_from() -> None:
+    points = TrajectoryPlanner(WINDOW_S).plan(5.0, ahead_of(np.zeros(2), 5.0, 5.0))
+    assert points[0].positions == pytest.approx(SPEED * SPACING_S**2 / 2 / WINDOW_S, abs=1e-9)  # a ramp from rest at the origin
+
+
+def test_silence_is_rest() -> None:
+    planner = TrajectoryPlanner(WINDOW_S)
+    planner.plan(0.0, [(0.0, np.zeros(2))])
+    points = planner.plan(60.0, ahead_of(np.zeros(2), 60.0, 60.0))
+    assert points[0].positions == pytest.approx(SPEED * SPACING_S**2 / 2 / WINDOW_S, abs=1e-9)
