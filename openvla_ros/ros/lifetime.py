@@ -37,7 +37,8 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
     """Make the node, spin it until SIGINT, SIGTERM or `finished`, and end in order. Returns the exit code.
 
     make_node: called after rclpy.init; must return a Resident node. threads: 1, or more for a MultiThreadedExecutor.
-    Leaves with os._exit when a callback outlasts GRACE_S: Python would otherwise wait for its thread for ever.
+    Leaves with os._exit when threads are left: Python would wait for those of the executor for ever, and taking the
+    interpreter down under one that is inside torch aborts the process.
     """
     leave = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,12 +70,13 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
     if failure:
         node.get_logger().fatal(f"{type(failure[0]).__name__}: {failure[0]}")
     code = 1 if failure else 0
-    ended = executor.shutdown(timeout_sec=GRACE_S)
+    executor.shutdown(timeout_sec=GRACE_S)
     thread.join(timeout=GRACE_S)
-    if not ended or thread.is_alive():
+    if not thread.is_alive():
+        node.destroy_node()
+        rclpy.try_shutdown()
+    if any(left is not threading.main_thread() for left in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    node.destroy_node()
-    rclpy.try_shutdown()
     return code

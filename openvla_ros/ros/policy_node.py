@@ -33,7 +33,7 @@ from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_chunk_message, 
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.inference import Inference, Job
 from openvla_ros.ros.lifecycle import ACTIVE, INACTIVE, ManagedNode
-from openvla_ros.ros.lifetime import live
+from openvla_ros.ros.lifetime import GRACE_S, live
 from openvla_ros.ros.parameters import Parameter, declare, read
 
 UNCONFIGURED_ONLY = "before configure"
@@ -203,9 +203,11 @@ class PolicyNode(ManagedNode):
         self._refusal = f"{transition} refused: {reason}"
 
     def farewell(self) -> None:
-        """Before the process leaves: tell the arm to stop, and wait until that has been heard."""
+        """Before the process leaves: tell the arm to stop, wait until that was heard, and let a running inference end."""
         self._silence("policy_node is shutting down")
         self._chunks.wait_for_all_acked(rclpy.duration.Duration(seconds=0.3))
+        if self._inference is not None:
+            self._inference.end(GRACE_S)
 
     def _silence(self, reason: str) -> None:
         if self._inference is not None:
