@@ -221,7 +221,7 @@ class WithGripper:
             except HandoffRefused as refusal:
                 refusals.append(str(refusal))
         if refusals:
-            raise HandoffRefused(" ".join(refusals))
+            raise HandoffRefused(" ".join(dict.fromkeys(refusals)))
 
     def send(self, motion: Motion, now: Now) -> None:
         """The arm's command, and the opening where there is one; without one the gripper is kept."""
