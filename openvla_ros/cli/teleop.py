@@ -142,8 +142,10 @@ class Session:
                 self._jogger.size = SIZES[key](self._jogger.size)
             elif key in ASKS:
                 what, driver = ASKS[key]
+                self._rest(now_s)
                 self._ask(what, self._link.choose(driver), now_s)
             elif key == RESET:
+                self._rest(now_s)
                 self._ask("reset", self._link.trigger("reset_stop"), now_s)
             else:
                 self._say(f"the key {key!r} does nothing" + (". Is caps lock on?" if key.lower() in MOVES else ""))
@@ -165,13 +167,18 @@ class Session:
             return "the arm is STOPPED. Find out why, press R (reset), then t (take over)."
         return "" if status.driver == "HUMAN" else f"the driver is {status.driver}: press t to take over."
 
+    def _rest(self, now_s: float) -> None:
+        """End a jog before something else is asked: while the hand is on the keys, command_node does not give the arm away."""
+        if self._jogger.running(now_s) is not None:
+            self._jogger.cancel(now_s)
+            self._link.send(TeleopRequest(deadman=True))
+
     def _stop(self, now_s: float) -> None:
         self._jogger.cancel(now_s)
         self._questions.clear()  # an answer that comes late is about a world before the stop
         self._ask("emergency stop", self._link.trigger("emergency_stop"), now_s)
 
     def _ask(self, what: str, future: Any, now_s: float) -> None:
-        self._jogger.cancel(now_s)
         if future is None:
             urgent = "Use the hardware stop. " if what == "emergency stop" else ""
             self._say(f"{what}: nobody answers. {urgent}{self._link.status().trouble or 'command_node lacks the service.'}", grave=True)
