@@ -45,11 +45,11 @@ class Servo:
             self._switch = node.create_client(self._service, f"{name}/switch_command_type")
             self._pause = node.create_client(SetBool, f"{name}/pause_servo")
             self._errand = Errand(self._set_up_jazzy)
-            node.create_subscription(message, f"{name}/status", lambda status: self._on_status(status.code), QoSProfile(depth=10))
+            node.create_subscription(message, f"{name}/status", self._on_status, QoSProfile(depth=10))
         elif self._release == "humble":
             self._start = node.create_client(Trigger, f"{name}/start_servo")
             self._errand = Errand(self._set_up_humble)
-            node.create_subscription(Int8, f"{name}/status", lambda status: self._on_status(status.data), QoSProfile(depth=10))
+            node.create_subscription(Int8, f"{name}/status", self._on_status, QoSProfile(depth=10))
         else:
             self._errand = Errand(_nothing)
 
@@ -68,8 +68,8 @@ class Servo:
         """Which Servo is expected, and its newest status code."""
         return {"servo": self._release} if self._release == "none" else {"servo": self._release, "servo_status": self._status}
 
-    def _on_status(self, code: int) -> None:
-        self._status = code
+    def _on_status(self, message: Any) -> None:
+        self._status = message.code if self._release == "jazzy" else message.data
 
     def _set_up_jazzy(self) -> Conversation:
         switched = yield Question(self._switch, self._service.Request(command_type=self._command_type), self._remedy)
