@@ -111,6 +111,28 @@ class Pose:
             raise StateError(f"pose rotation {self.rotation.tolist()} is no rotation: expected orthonormal, right-handed axes.")
 
 
+@dataclass(frozen=True, eq=False)
+class RobotState:
+    """Joint states as they were heard, not judged yet: any names in any order. `action.state` finds an arm's joints in them.
+
+    velocities and efforts are empty where the driver does not say them. Raises StateError when a length does not fit.
+    """
+
+    names: tuple[str, ...]
+    positions: FloatArray  # rad, m for prismatic joints
+    velocities: FloatArray
+    efforts: FloatArray  # in the driver's unit; Interbotix: mA
+    stamp_ns: int  # when they were measured, ROS clock
+
+    def __post_init__(self) -> None:
+        for name, optional in (("positions", False), ("velocities", True), ("efforts", True)):
+            value = np.array(getattr(self, name), dtype=np.float64)
+            if value.shape != (len(self.names),) and not (optional and value.size == 0):
+                raise StateError(f"joint states have {len(self.names)} names and {value.size} {name}. Expected one for each.")
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+
+
 @dataclass(frozen=True, order=True)
 class ChunkIdentity:
     """Which chunk this is. A chunk is newer than another of the same session when (generation, sequence) is larger."""

@@ -12,16 +12,23 @@ class Driver(IntEnum):
 
     HOLD = 0  # nothing moves the arm
     POLICY = 1  # chunks of the policy move the arm
+    HUMAN = 2  # a teleop moves the arm
     STOPPED = 3  # latched emergency stop
 
 
 NEXT = {
     (Driver.HOLD, "resume"): Driver.POLICY,
     (Driver.POLICY, "resume"): Driver.POLICY,
+    (Driver.HUMAN, "resume"): Driver.POLICY,
+    (Driver.HOLD, "take_over"): Driver.HUMAN,
+    (Driver.POLICY, "take_over"): Driver.HUMAN,
+    (Driver.HUMAN, "take_over"): Driver.HUMAN,
     (Driver.HOLD, "hold"): Driver.HOLD,
     (Driver.POLICY, "hold"): Driver.HOLD,
+    (Driver.HUMAN, "hold"): Driver.HOLD,
     (Driver.HOLD, "emergency_stop"): Driver.STOPPED,
     (Driver.POLICY, "emergency_stop"): Driver.STOPPED,
+    (Driver.HUMAN, "emergency_stop"): Driver.STOPPED,
     (Driver.STOPPED, "emergency_stop"): Driver.STOPPED,
     (Driver.STOPPED, "reset"): Driver.HOLD,
 }

@@ -1,9 +1,10 @@
-"""Joins schedule, safety, handoff and command: what came in since the last tick -> what the arm is sent now.
+"""Joins schedule, safety, handoff and target: what came in since the last tick -> what the arm is sent now.
 
 Pure: time is an argument, nothing is published here, no thread is started. One thread at a time may call.
 
-Two clocks. Ages are differences on the ROS clock, where camera stamps live. Steps and silences are timed on the clock that drives
-the ticks: a steady one, so that setting the computer's time does not stretch a step, or the ROS clock when time is simulated.
+Two clocks. Ages are differences on the ROS clock, where stamps of cameras, joint states and teleops live. Steps and silences are timed
+on the clock that drives the ticks: a steady one, so that setting the computer's time does not stretch a step, or the ROS clock when
+time is simulated.
 
 How fast it stops: a step moves the arm at most until `max_observation_age_s` plus one tick after its observation's stamp; then
 speed ramps down, and is zero within `Limits.longest_ramp_s`. What consumes the commands adds its own time.
@@ -13,22 +14,45 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from openvla_ros.action.command import ZERO, Motion, Phase, PlayedStep, Twist, slow_down, to_twist
+import numpy as np
+
+from openvla_ros.action.approach import Approach
+from openvla_ros.action.command import NOBODY, ZERO, Motion, Phase, PlayedStep, Twist, shorten, slew, slow_down, to_action, to_twist
+from openvla_ros.action.hand import Hand, is_finite
 from openvla_ros.action.handoff import Driver, next_driver
-from openvla_ros.action.safety import Refusal, Situation, judge, refuse_content
+from openvla_ros.action.kinematics import Kinematics
+from openvla_ros.action.pose import from_rpy
+from openvla_ros.action.safety import Course, Refusal, Situation, Verdict, judge, limit, opened, outside, refuse_content
 from openvla_ros.action.schedule import SECOND_NS, Play, Schedule
-from openvla_ros.contract import Action, ChunkIdentity, ReceivedChunk
+from openvla_ros.action.state import Measured, asleep, measure, strained
+from openvla_ros.action.target import Target
+from openvla_ros.action.tedium import Tedium
+from openvla_ros.action.teleop import TeleopRequest
+from openvla_ros.contract import STEP_S, Action, ChunkIdentity, FloatArray, Pose, ReceivedChunk, RobotState
 from openvla_ros.errors import ConfigurationError, HandoffRefused
 from openvla_ros.robot import RobotProfile
 
 ZEROS_S = 0.5
 """How long zeros are sent after the last motion before the arm's topic falls silent: several times Servo's timeout of 0.1 s."""
 
+UNABLE_S = 1.0
+"""An arm that does not follow for so long, or a way to the start pose that goes on nowhere for so long, is given up."""
+
+ENABLE_S = 0.5
+"""The enable heartbeat counts for so long."""
+
+TELEOP_AGE_S = 0.25
+"""Twists of a teleop that were stamped longer ago move nothing."""
+
+AHEAD_SPACING_S = 0.05
+"""Points of a trajectory are no closer: more than two cycles of a controller at 50 Hz."""
+
 WAITING = "waiting for the next chunk"
+BY_HAND = "waiting for the human's hand"
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -40,6 +64,14 @@ class Now(NamedTuple):
     ros_ns: int
 
 
+class HumanTick(NamedTuple):
+    """What a human asked for in one tick, and what was sent."""
+
+    asked: Twist
+    sent: Twist
+    gripper: float | None
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the operator may tune. Ranges are checked by whoever reads them (the node's parameter table)."""
@@ -49,18 +81,36 @@ class Settings:
     resume_within_s: float = 1.0
     action_scale: float = 1.0  # 0..1, on translation and rotation of the policy's steps, before the safety chain
     preempt: bool = False
+    max_joint_state_age_s: float = 0.25
+    require_enable: bool = False
+    stuck_after: int = 25  # steps in a row that are near zero or all the same; only a diagnostic
+    start_pose: str = ""  # name of one of the profile's; empty: its first
+    dry_run: bool = False  # nothing reaches the arm, so it cannot follow: each step starts where it is
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What came since the last tick, and what the pilot cannot see itself."""
+
+    received: Sequence[ReceivedChunk] = ()  # in order
+    obstacles: Mapping[str, str] = field(default_factory=dict)  # rule -> why nobody may drive now, with remedy
+    policy_obstacles: Mapping[str, str] = field(default_factory=dict)  # rule -> why POLICY may not drive now
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome of one tick. motion None: send nothing. step: the newest one that plays in it, if any."""
+    """The outcome of one tick. motion None: send nothing. step: the newest one that plays in it, or a human's that has just ended."""
 
     driver: Driver
     motion: Motion | None
     step: PlayedStep | None
-    step_started: bool
-    refused: tuple[str, ...]  # rules that dropped a chunk, or stopped the arm, at this tick
+    step_started: bool  # a step of the policy starts in this tick
+    refused: tuple[str, ...]  # rules that dropped a chunk, stopped the arm or began to limit its motion, at this tick
     stop_reason: str  # empty while the arm is moving
+    target: Pose | None = None
+    measured: Pose | None = None
+    proposal: Action | None = None  # the policy's newest step while a human drives; None when it has no fresh one
+    intervention: bool = False  # a human drives in place of a running policy
 
     @property
     def twist(self) -> Twist | None:
@@ -68,44 +118,74 @@ class Decision:
         return self.motion.twist if self.motion else None
 
     @property
+    def notable(self) -> bool:
+        """Something that a record must not miss."""
+        return self.step_started or bool(self.refused) or (self.step is not None and self.step.identity == NOBODY)
+
+    @property
     def rules(self) -> tuple[str, ...]:
         """All rules that acted: those that refused, and those that changed the step."""
-        return self.refused + (self.step.rules if self.step else ())
+        return tuple(dict.fromkeys(self.refused + (self.step.rules if self.step else ())))
 
 
 class Pilot:
     """The arm's only source of commands. Starts in HOLD and says nothing until somebody chose a driver."""
 
-    def __init__(self, profile: RobotProfile, settings: Settings) -> None:
-        """Raises ConfigurationError when the rate is too low for the shortest step that the profile allows."""
-        self._profile = profile
+    def __init__(self, profile: RobotProfile, settings: Settings, kinematics: Kinematics | None = None) -> None:
+        """kinematics: of the profile's arm. Raises ConfigurationError when the settings do not fit the profile."""
+        self._profile, self._kinematics = profile, kinematics
         self._driver, self._stop_reason = Driver.HOLD, "no driver was chosen yet"
         self._newest: ChunkIdentity | None = None  # newest of all chunks, whoever drives
         self._session: int | None = None  # whose chunks are played; None: the first to come
         self._since_ns = 0  # POLICY began then, ROS clock: earlier observations are void
         self._observed_ns: int | None = None  # newest accepted stamp since then; None: the arm is not waiting for a next one
+        self._proposal: ReceivedChunk | None = None  # newest good chunk while a human drives
         self._last: Now | None = None
-        self._twist: Twist | None = None  # as sent at the last tick
+        self._target = Target(profile)
+        self._measured: Measured | None = None
+        self._blind = {} if profile.arm is None else {"joint_states": "the joint states were not looked at yet. Call again."}
+        self._told: Mapping[str, str] = NOTHING  # obstacles of the last tick's inputs
+        self._hand, self._touching, self._took_over = Hand(), False, False
+        self._human_step: list[HumanTick] = []  # of the step that is recorded
+        self._approach: Approach | None = None
+        self._enabled_ns: int | None = None
+        self._strained = False
+        self._unable_since_ns: int | None = None
         self._ramping = False
         self._silent_from_ns: int | None = None
+        self._speaking = False  # something was sent at the last tick
         self._started: Play | None = None
+        self._played: PlayedStep | None = None  # of `_started`
+        self._before = ZERO  # the velocity that it follows
+        self._acting: tuple[str, ...] = ()  # rules that limited the motion of the last tick
         self._refused: list[str] = []
         self._fell = False
         self.counts: Counter[str] = Counter()
         """How often each rule acted since the start, beside the number of `chunks` received and `steps` started."""
         self.configure(settings)
 
+    # ------------------------------------------------------------------ settings and state
+
     def configure(self, settings: Settings) -> None:
-        """Take other settings. Raises ConfigurationError while the policy drives, and for a rate that is too low."""
-        if self._driver is Driver.POLICY:
+        """Take other settings. Raises ConfigurationError while somebody drives, and for what does not fit the profile."""
+        if self._driver in (Driver.POLICY, Driver.HUMAN):
             raise ConfigurationError("settings can be changed only while the driver is HOLD or STOPPED.")
         shortest_s = self._profile.limits.shortest_step_s
         if settings.rate_hz * shortest_s < 1.0:
             raise ConfigurationError(f"rate_hz {settings.rate_hz:g} is too low: this profile allows steps of {shortest_s:g} s, "
                                      f"which need at least {1.0 / shortest_s:g} Hz.")
+        known = self._profile.arm.start_poses if self._profile.arm else {}
+        if settings.start_pose and settings.start_pose not in known:
+            raise ConfigurationError(f"start_pose {settings.start_pose!r} is unknown; this profile has {', '.join(known) or 'none'}.")
         self._settings = settings
         self._period_ns = round(SECOND_NS / settings.rate_hz)
         self._schedule = Schedule(settings.preempt)
+        self._tedium = Tedium(settings.stuck_after)
+
+    def adopt(self, kinematics: Kinematics | None) -> None:
+        """Take the kinematics of a URDF that came later. Nothing changes while somebody drives: offer it again then."""
+        if not self._drives:
+            self._kinematics = kinematics
 
     @property
     def settings(self) -> Settings:
@@ -127,21 +207,68 @@ class Pilot:
         """True in a HOLD that nobody asked for."""
         return self._fell
 
+    @property
+    def obstacles(self) -> Mapping[str, str]:
+        """Why nobody may drive, as of the last tick: rule -> reason."""
+        return {**self._blind, **self._told}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What an operator should know although nothing is forbidden by it."""
+        sleeping = self._profile.arm is not None and self._measured is not None and asleep(self._measured, self._profile.arm)
+        return (*(("the arm lies in its sleep pose. Call go_to_start before a policy drives.",) if sleeping else ()),
+                *((self._tedium.complaint,) if self._driver is Driver.POLICY and self._tedium.complaint else ()))
+
+    # ------------------------------------------------------------------ who drives
+
     def resume(self, now: Now, obstacles: Mapping[str, str] = NOTHING) -> None:
-        """HOLD -> POLICY. Only chunks observed from now on count. Raises HandoffRefused, also when there is an obstacle."""
+        """HOLD or HUMAN -> POLICY. Only chunks observed from now on count. Raises HandoffRefused, also when there is an obstacle."""
         driver = next_driver(self._driver, "resume")
-        if obstacles:
-            raise HandoffRefused(" ".join(obstacles.values()))
+        found = {**self._blind, **obstacles}
+        if self._strained:
+            found["effort"] = "the arm still pushes too hard. Take over and lead it away first."
+        if self._measured is not None and (where := outside(self._measured.pose, self._profile.limits)):
+            found["workspace"] = f"the arm is outside the workspace: {where}. Take over and lead it back, or call go_to_start."
+        if self._hand.request(now.tick_ns).active:
+            found["hand"] = "the human's hand is on the teleop. Let it go first."
+        if found:
+            raise HandoffRefused(" ".join(found.values()))
         if driver is self._driver:
             return
-        self._stop("waiting for a chunk that was observed after POLICY was chosen")
-        self._driver, self._fell = driver, False
+        self._switch(driver, "waiting for a chunk that was observed after POLICY was chosen")
         self._since_ns, self._session, self._observed_ns = now.ros_ns, None, None
+        self._tedium = Tedium(self._settings.stuck_after)
+
+    def take_over(self, obstacles: Mapping[str, str] = NOTHING) -> None:
+        """HOLD or POLICY -> HUMAN; nothing moves until the hand asks for it. Raises HandoffRefused, also when there is an obstacle."""
+        driver, before = next_driver(self._driver, "take_over"), self._driver
+        if found := {**self._blind, **obstacles}:
+            raise HandoffRefused(" ".join(found.values()))
+        if driver is before:
+            return
+        self._switch(driver, BY_HAND)
+        self._took_over, self._proposal, self._human_step = before is Driver.POLICY, None, []
 
     def hold(self) -> None:
-        """POLICY -> HOLD with a soft stop. Raises HandoffRefused when STOPPED."""
+        """Whoever drives -> HOLD with a soft stop. Raises HandoffRefused when STOPPED."""
         self._driver, self._fell = next_driver(self._driver, "hold"), False
         self._stop("HOLD was chosen")
+
+    def go_to_start(self, obstacles: Mapping[str, str] = NOTHING) -> str:
+        """Begin the slow way to the start pose, in HOLD. Returns its name. Raises HandoffRefused, also when there is an obstacle."""
+        arm = self._profile.arm
+        if self._driver is not Driver.HOLD:
+            raise HandoffRefused(f"the driver is {self._driver.name}: go_to_start works in HOLD only.")
+        if arm is None or not arm.start_poses:
+            raise HandoffRefused("this profile names no start pose, or has no joint states.")
+        if found := {**self._blind, **obstacles}:
+            raise HandoffRefused(" ".join(found.values()))
+        name = self._settings.start_pose or next(iter(arm.start_poses))
+        self._stop(f"going to the start pose '{name}'")
+        self._target.anchor(self._measured)
+        numbers = arm.start_poses[name]
+        self._approach, self._fell = Approach(name, from_rpy(list(numbers[:3]), list(numbers[3:]))), False  # type: ignore[arg-type]
+        return name
 
     def emergency_stop(self, reason: str) -> None:
         """Whatever -> STOPPED. The next tick sends zeros without a ramp; only `reset` leads out. Not safety-rated."""
@@ -160,50 +287,114 @@ class Pilot:
 
     def halt(self, reason: str) -> None:
         """The clock cannot be trusted: HOLD, and without it there is no ramp, the next tick sends zeros."""
-        if self._driver is Driver.POLICY or (self._twist is not None and self._twist.moving):
+        if self._drives or self._target.twist.moving:
             self._count("clock")
             self._fall(reason)
             self._stop_at_once(reason)
+
+    # ------------------------------------------------------------------ what else comes in
 
     def malformed(self, reason: str) -> None:
         """Something came on the chunk topic that is no chunk. The arm stops; a good chunk may start it again."""
         self._refuse(Refusal("malformed", reason))
 
-    def step(self, now: Now, received: Sequence[ReceivedChunk] = (), obstacles: Mapping[str, str] = NOTHING) -> Decision:
-        """One tick. `received`: the chunks since the last one, in order. `obstacles`: rule -> why POLICY may not drive now."""
-        self._watch(now, obstacles)
-        for chunk in received:
+    def teleop(self, device: str, request: TeleopRequest, now: Now, stamp_ns: int | None = None, frame_id: str | None = None) -> None:
+        """A message of a device of `hand.HOLD_S`. Its wish for a driver is not looked at. stamp_ns, frame_id: where it carries them."""
+        wrong = None
+        if stamp_ns is not None and not -TELEOP_AGE_S <= (now.ros_ns - stamp_ns) / SECOND_NS <= TELEOP_AGE_S:
+            wrong = Refusal("teleop_age", f"the teleop's message was stamped {(now.ros_ns - stamp_ns) / SECOND_NS:.3f} s ago, allowed are "
+                                          f"{TELEOP_AGE_S:g} s. Synchronise the clocks (chrony).")
+        elif frame_id is not None and frame_id != self._profile.base_frame:
+            wrong = Refusal("teleop_frame", f"the teleop speaks of the frame {frame_id!r}, this arm takes {self._profile.base_frame!r}")
+        elif not is_finite(request):
+            wrong = Refusal("teleop_finite", "the teleop's message holds NaN or infinity")
+        elif request.fault:
+            wrong = Refusal("teleop", request.fault)
+        if wrong is None:
+            self._hand.put(device, request, now.tick_ns)
+            return
+        self._hand.put(device, TeleopRequest(fault=wrong.reason), now.tick_ns)
+        self._count(wrong.rule)
+        if self._driver is Driver.HUMAN:
+            self._stop_reason = wrong.reason
+
+    def enable(self, value: bool, now: Now) -> None:
+        """The heartbeat; false counts as none."""
+        self._enabled_ns = now.tick_ns if value else None
+
+    # ------------------------------------------------------------------ the tick
+
+    def step(self, now: Now, state: RobotState | None = None, inputs: Inputs | None = None) -> Decision:
+        """One tick. state: the newest joint states, however old."""
+        inputs = inputs or Inputs()
+        self._look(now, state, inputs)
+        self._touch(now)
+        for chunk in inputs.received:
             self._receive(chunk, now)
         self._expire(now)
-        twist, step, started = self._play(now)
-        if twist is not None:
-            self._ramping = False
-        elif self._ramping and self._twist is not None:
-            elapsed_ns = now.tick_ns - self._last.tick_ns if self._last else 0
-            twist = slow_down(self._twist, elapsed_ns / SECOND_NS, self._profile.limits)
-            self._ramping = twist.moving
-        elif self._waits(now):
-            twist = ZERO
-        if twist is not None:
+        phase, step, started = self._move(now)
+        self._follow(now)
+        if phase is not None:
             self._silent_from_ns = now.tick_ns + round(ZEROS_S * SECOND_NS)
         elif self._silent_from_ns is not None and now.tick_ns < self._silent_from_ns:
-            twist = ZERO
-        self._twist, self._last = twist, now
+            phase = Phase.ZEROS
+        self._last, self._speaking = now, phase is not None
         refused, self._refused = tuple(self._refused), []
-        phase = Phase.MOVING if step else Phase.RAMP if twist is not None and twist.moving else Phase.ZEROS
-        motion = None if twist is None else Motion(twist, phase=phase, step=step)
-        return Decision(self._driver, motion, step, started, refused, self._stop_reason)
+        target, proposal = self._target, self._fresh_proposal(now)
+        motion = None if phase is None else Motion(target.twist, target.pose, target.joints, target.gripper, phase,
+                                                   step if self._driver is Driver.POLICY else None, self._ahead(now))
+        return Decision(self._driver, motion, step, started, refused, self._stop_reason, target.pose,
+                        self._measured.pose if self._measured else None, proposal,
+                        self._driver is Driver.HUMAN and (self._took_over or proposal is not None))
 
-    def _watch(self, now: Now, obstacles: Mapping[str, str]) -> None:
-        last = self._last
+    def _look(self, now: Now, state: RobotState | None, inputs: Inputs) -> None:
+        """The clock, the arm, and everything that forbids somebody to drive."""
+        last, profile, blind = self._last, self._profile, {}
         if last is not None and now.ros_ns < last.ros_ns:
             self.halt(f"the ROS clock jumped back by {(last.ros_ns - now.ros_ns) / SECOND_NS:.3f} s")
+            self._hand.empty()
         if last is not None and now.tick_ns < last.tick_ns:  # simulated time: an end of silence from before means nothing now
-            self._silent_from_ns = None if self._twist is None else now.tick_ns + round(ZEROS_S * SECOND_NS)
-        if obstacles and self._driver is Driver.POLICY:
-            for rule in obstacles:
+            self._silent_from_ns = now.tick_ns + round(ZEROS_S * SECOND_NS) if self._speaking else None
+            self._enabled_ns = None
+        self._measured = None
+        if profile.arm is not None:
+            seen = measure(state, profile.arm, profile.gripper, self._kinematics, now.ros_ns, self.settings.max_joint_state_age_s)
+            if isinstance(seen, Refusal):
+                blind[seen.rule] = seen.reason
+            else:
+                self._measured = seen
+        if self.settings.require_enable and (self._enabled_ns is None or now.tick_ns - self._enabled_ns > ENABLE_S * SECOND_NS):
+            blind["enable"] = f"the enable heartbeat is missing: true on `enable`, more often than every {ENABLE_S:g} s."
+        self._blind, self._told = blind, inputs.obstacles
+        forbidding = {**blind, **inputs.obstacles, **(inputs.policy_obstacles if self._driver is Driver.POLICY else {})}
+        if forbidding and self._drives:
+            for rule in forbidding:
                 self._count(rule)
-            self._fall(" ".join(obstacles.values()))
+            self._fall(" ".join(forbidding.values()))
+        self._feel()
+
+    def _feel(self) -> None:
+        """The effort rule. It acts once per excess, so that a human may lead the arm out of it."""
+        if self._measured is None or self._profile.arm is None:
+            return
+        pushing = strained(self._measured, self._profile.arm)
+        if pushing and not self._strained and self._drives:
+            self._count("effort")
+            reason = f"the arm pushes too hard: {pushing}. Look what is in its way."
+            self._fall(reason)
+            self._stop_at_once(reason)
+            self._target.place(self._measured)  # or it would go on pushing towards where it cannot get
+        self._strained = bool(pushing) and (self._strained or not self._drives)
+
+    def _touch(self, now: Now) -> None:
+        """A hand that begins to move the teleop takes over. One that never let go since the last switch does not begin."""
+        touching = self._hand.request(now.tick_ns).active
+        if touching and not self._touching and self._driver in (Driver.HOLD, Driver.POLICY):
+            if self.obstacles:
+                self._stop_reason, touching = " ".join(self.obstacles.values()), False  # it may begin as soon as nothing is in the way
+            else:
+                self.take_over()
+        self._touching = touching
 
     def _receive(self, received: ReceivedChunk, now: Now) -> None:
         """Judge a chunk at the door. Dropped: it changes nothing. Refused: the arm stops. A stop is obeyed in any order."""
@@ -212,6 +403,9 @@ class Pilot:
         in_order = newest is None or newest.session != identity.session or newest < identity
         if in_order:
             self._newest = identity
+        if self._driver is Driver.HUMAN and in_order:
+            wrong = refuse_content(received, self._profile.base_frame, self._profile.limits)
+            self._proposal = received if received.chunk.steps and wrong is None else None
         if self._driver is not Driver.POLICY:
             return
         chunk = received.chunk
@@ -262,12 +456,38 @@ class Pilot:
             self._count("age")
             self._schedule.skip()  # the fresher chunk need not wait for the end of a step that may not be played on
 
-    def _play(self, now: Now) -> tuple[Twist | None, PlayedStep | None, bool]:
-        """The twist of the steps in the coming tick, the newest of them, and whether that one starts in it."""
-        if self._driver is not Driver.POLICY:
-            return None, None, False
+    # ------------------------------------------------------------------ the motion of this tick
+
+    @property
+    def _drives(self) -> bool:
+        return self._driver in (Driver.POLICY, Driver.HUMAN) or self._approach is not None
+
+    @property
+    def _period_s(self) -> float:
+        return self._period_ns / SECOND_NS
+
+    def _move(self, now: Now) -> tuple[Phase | None, PlayedStep | None, bool]:
+        """Move the target for this tick. Returns what kind of motion that was (None: none), the step, and whether it starts now."""
+        if self._driver is Driver.POLICY and (played := self._play(now)) is not None:
+            return Phase.MOVING, *played
+        if self._driver is Driver.HUMAN:
+            return self._obey(now)
+        if self._approach is not None:
+            return self._approach_start(), None, False
+        if self._ramping:
+            elapsed_ns = now.tick_ns - self._last.tick_ns if self._last else 0
+            wish = slow_down(self._target.twist, max(0, elapsed_ns) / SECOND_NS, self._profile.limits)
+            self._drive(wish, wish, self._period_s)
+            self._ramping = self._target.twist.moving
+            return Phase.RAMP if self._ramping else Phase.ZEROS, None, False
+        self._target.rest()
+        self._acting = ()
+        return Phase.ZEROS if self._waits(now) else None, None, False
+
+    def _play(self, now: Now) -> tuple[PlayedStep, bool] | None:
+        """The steps of the policy in the coming tick: the newest of them, and whether it starts in it. None: there is none."""
         shares: list[tuple[Action, float]] = []
-        step, until_ns = None, now.tick_ns + self._period_ns
+        newest, verdict, until_ns = None, None, now.tick_ns + self._period_ns
         plays = self._schedule.window(now.tick_ns, until_ns)
         for play in plays:
             verdict = judge(self._scaled(play.step), Situation(
@@ -276,19 +496,133 @@ class Pilot:
                 continue  # the rest of a step that grew too old in its last tick; what follows it is judged by itself
             if verdict.action is None:
                 self._refuse(Refusal(verdict.rules[-1], verdict.reason))
-                return None, None, False
+                return None
             shares.append((verdict.action, play.share(now.tick_ns, until_ns)))
-            step = PlayedStep(play.received.identity, play.received.chunk.observation_stamp_ns, play.step,
-                              verdict.action, verdict.rules)
-        if step is None:
+            newest = play
+        if newest is None or verdict is None or verdict.action is None:
             if self._started is not None:
                 self._started, self._stop_reason = None, WAITING
-            return None, None, False
-        started = plays[-1] is not self._started
-        if started:
-            self._started, self._stop_reason = plays[-1], ""
-            self.counts.update(("steps", *step.rules))
-        return to_twist(shares, self._period_ns / SECOND_NS), step, started
+            return None
+        if started := newest is not self._started:
+            self._begin(newest, verdict, plays[-2] if len(plays) > 1 else None)
+        assert self._played is not None, "it was made when the step began"
+        self._ramping = False
+        self._drive(to_twist(shares, self._period_s), self._before, newest.received.chunk.step_s, self._played.rules)
+        if self._profile.gripper is not None:
+            self._target.open(verdict.action.gripper, self._period_s)
+        return self._played, started
+
+    def _begin(self, play: Play, verdict: Verdict, previous: Play | None) -> None:
+        """A new step. It follows the velocity of the step that ends in the same tick, else what was sent last."""
+        assert verdict.action is not None
+        self._before = self._target.twist
+        if previous is not None and previous is self._started and self._played is not None:
+            self._before = to_twist([(self._played.sent, 1.0)], previous.received.chunk.step_s)
+        if self._settings.dry_run and self._measured is not None:
+            self._target.place(self._measured)
+        self._started, self._stop_reason = play, ""
+        self._played = self._foretold(play, verdict.action, verdict.rules)
+        self._tedium.watch(play.step)
+        self.counts.update(("steps", *self._played.rules))
+
+    def _foretold(self, play: Play, action: Action, rules: tuple[str, ...]) -> PlayedStep:
+        """The step as it will have gone to the arm. The lead is left out: it depends on how the arm follows meanwhile."""
+        step_s, target = play.received.chunk.step_s, self._target
+        wish = to_twist([(action, 1.0)], step_s)
+        twist, acted = limit(wish, Course(self._profile.limits, step_s, target.pose, None, self._before, step_s))
+        opening = action.gripper
+        if self._profile.gripper is not None:
+            opening = opened(target.gripper, action.gripper, step_s)
+            acted += ("gripper_rate",) if abs(opening - action.gripper) > 1e-9 else ()
+        sent = action
+        if twist is not wish:
+            sent = to_action(twist, step_s, opening)
+        elif opening != action.gripper:
+            sent = Action(action.translation_m, action.rotation_rad, opening)
+        return PlayedStep(play.received.identity, play.received.chunk.observation_stamp_ns, play.step, sent, (*rules, *acted))
+
+    def _obey(self, now: Now) -> tuple[Phase | None, PlayedStep | None, bool]:
+        """The human's motion, slewed at the allowed acceleration."""
+        request, limits = self._hand.request(now.tick_ns), self._profile.limits
+        asked = request.twist if request.deadman else ZERO
+        wish = Twist(shorten(asked.linear_m_s, limits.max_speed_m_s), shorten(asked.angular_rad_s, limits.max_speed_rad_s))
+        before = self._target.twist
+        self._drive(slew(before, wish, self._period_s, limits), before, self._period_s)
+        if wish.linear_m_s is not asked.linear_m_s or wish.angular_rad_s is not asked.angular_rad_s:
+            self._acting += ("speed",)
+        if request.gripper is not None and self._profile.gripper is not None:
+            self._target.open(request.gripper, self._period_s)
+        moving = asked.moving or self._target.twist.moving or request.gripper is not None
+        if moving:
+            self._stop_reason = ""
+        elif not self._stop_reason:
+            self._stop_reason = "the teleop went silent" if self._hand.silent(now.tick_ns) else BY_HAND
+        if moving or self._human_step:
+            self._human_step.append(HumanTick(wish, self._target.twist, request.gripper))
+        step = self._recorded() if len(self._human_step) * self._period_s >= STEP_S else None
+        return Phase.MOVING if moving else None, step, False
+
+    def _recorded(self) -> PlayedStep:
+        """The human's motion of the last STEP_S, as a step."""
+        ticks, self._human_step = self._human_step, []
+        duration_s, opening = len(ticks) * self._period_s, self._target.gripper or 0.0
+        asked, sent = (to_action(Twist(np.mean([twist.linear_m_s for twist in twists], axis=0),
+                                       np.mean([twist.angular_rad_s for twist in twists], axis=0)), duration_s, opening)
+                       for twists in ([tick.asked for tick in ticks], [tick.sent for tick in ticks]))
+        wishes = [tick.gripper for tick in ticks if tick.gripper is not None]
+        requested = Action(asked.translation_m, asked.rotation_rad, wishes[-1]) if wishes else asked
+        return PlayedStep(NOBODY, 0, requested, sent, self._acting)
+
+    def _approach_start(self) -> Phase:
+        """One tick of the slow way to the start pose."""
+        approach, target = self._approach, self._target
+        assert approach is not None and target.pose is not None
+        if approach.reached(target.pose):
+            self._stop(f"at the start pose '{approach.name}'")
+            target.rest()
+            return Phase.ZEROS
+        before = target.twist
+        self._drive(slew(before, approach.velocity(target.pose, self._period_s), self._period_s, self._profile.limits), before,
+                    self._period_s)
+        return Phase.MOVING
+
+    def _drive(self, wish: Twist, before: Twist, build_up_s: float, known: tuple[str, ...] = ()) -> None:
+        """Move the target, and count each rule when it begins to act. known: those that were counted with the step."""
+        acting = self._target.move(wish, self._measured, self._kinematics, self._period_s, before, build_up_s)
+        for rule in acting:
+            if rule not in self._acting and rule not in known:
+                self._count(rule)
+        self._acting = acting
+
+    def _follow(self, now: Now) -> None:
+        """Give up an arm that does not follow its target, and a way to the start pose that leads nowhere."""
+        nowhere = self._approach is not None and not self._target.twist.moving
+        unable = self._drives and not self._settings.dry_run and (nowhere or self._target.ahead_of(self._measured))
+        if not unable:
+            self._unable_since_ns = None
+        elif self._unable_since_ns is None:
+            self._unable_since_ns = now.tick_ns
+        elif now.tick_ns - self._unable_since_ns >= UNABLE_S * SECOND_NS:
+            self._unable_since_ns = None
+            self._count("not_following")
+            self._fall(f"the way to the start pose is blocked: {', '.join(self._acting)}" if nowhere and self._acting else
+                       "the arm does not follow: it is as far behind its target as it may be since 1 s. Is it torqued on, is it blocked, "
+                       "does its driver listen?")
+
+    def _ahead(self, now: Now) -> tuple[tuple[float, FloatArray], ...]:
+        """Along the step that plays, for an output that is told at once."""
+        if self._profile.output != "trajectory" or self._driver is not Driver.POLICY or self._started is None:
+            return ()
+        return self._target.path(self._period_s, (self._started.end_ns - now.tick_ns) / SECOND_NS, AHEAD_SPACING_S, self._kinematics)
+
+    # ------------------------------------------------------------------ small things
+
+    def _fresh_proposal(self, now: Now) -> Action | None:
+        """The policy's newest step while a human drives, as long as its observation is fresh."""
+        if self._driver is not Driver.HUMAN or self._proposal is None:
+            return None
+        age_s = (now.ros_ns - self._proposal.chunk.observation_stamp_ns) / SECOND_NS
+        return self._proposal.chunk.steps[0] if 0.0 <= age_s <= self.settings.max_observation_age_s else None
 
     def _scaled(self, step: Action) -> Action:
         scale = self.settings.action_scale
@@ -302,9 +636,16 @@ class Pilot:
         return self._driver is Driver.POLICY and self._observed_ns is not None and (
             now.ros_ns - self._observed_ns <= self.settings.max_observation_age_s * SECOND_NS)
 
+    def _switch(self, driver: Driver, reason: str) -> None:
+        """Another driver: the chunk in flight is dropped, the speed ramped, the gripper kept."""
+        self._stop(reason)
+        self._target.anchor(self._measured)
+        self._driver, self._fell = driver, False
+
     def _fall(self, reason: str) -> None:
-        """Leave POLICY without being asked. Coming back is a human act."""
-        self._driver, self._fell = next_driver(self._driver, "hold"), True
+        """To HOLD without being asked. Coming back is a human act."""
+        if self._driver is not Driver.STOPPED:
+            self._driver, self._fell = next_driver(self._driver, "hold"), True
         self._stop(reason)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -314,12 +655,14 @@ class Pilot:
 
     def _stop(self, reason: str) -> None:
         self._schedule.clear()
+        self._approach = None
         self._started, self._stop_reason = None, reason
-        self._ramping = self._twist is not None and self._twist.moving
+        self._ramping = self._target.twist.moving
 
     def _stop_at_once(self, reason: str) -> None:
         self._stop(reason)
-        self._twist, self._ramping = ZERO, True  # a ramp from zero: one tick of zeros, then the usual silence
+        self._target.rest()
+        self._ramping = True  # a ramp from zero: one tick of zeros, then the usual silence
 
     def _drop(self, refusal: Refusal) -> None:
         """Leave a chunk out. If nothing plays, this is the newest reason why."""

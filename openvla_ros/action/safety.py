@@ -1,7 +1,8 @@
-"""The rules between a policy and an arm: pure, in a fixed order, fail closed.
+"""The rules between whoever drives and an arm: pure, in a fixed order, fail closed.
 
-Comes in: a chunk or a step and the situation; goes out: a Verdict. A rule either passes a step, scales it (direction kept) or
-stops the arm. Every rule that acted is named, so that it can be counted and reported. Applying the chain twice changes nothing.
+Two chains, one after the other. STEP_CHAIN judges a step of a policy: Action in, Verdict out. MOTION_CHAIN limits what the arm does
+in the coming tick, whoever asked for it: Twist in, Twist out. A rule passes, makes less of it, or stops the arm; every rule that
+acted is named, so that it can be counted and reported. Applying a chain twice changes nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +13,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openvla_ros.contract import Action, FloatArray, ReceivedChunk
+from openvla_ros.action.command import ZERO, Twist, advanced, rotation_vector, shorten
+from openvla_ros.action.pose import distance
+from openvla_ros.contract import Action, FloatArray, Pose, ReceivedChunk
 from openvla_ros.robot import Limits
 
 MAX_STEPS = 256
 """Longest chunk that is taken. Known policies send 1 to 64 steps; more is a broken sender."""
+
+GRIPPER_PER_S = 2.0
+"""How fast an opening may change: from closed to open in half a second."""
+
+ABSURD = 1e3
+"""Faster than this [m/s, rad/s] nobody means. It also keeps the arithmetic of the rules far from overflow."""
+
+ROUNDING = 1e-9
+"""What lies this little [m, rad] beyond a limit is on it."""
+
+
+# ---------------------------------------------------------------------- a step of a policy
 
 
 @dataclass(frozen=True)
@@ -58,10 +73,14 @@ def age(action: Action, situation: Situation) -> Verdict:
 def step_clamp(action: Action, situation: Situation) -> Verdict:
     """Translation and rotation apart, each shortened as a vector, so that the direction is kept.
 
-    The original Bridge robot cuts each axis by itself, which bends the direction and lets a diagonal be 1.7 times longer.
+    The original Bridge robot cuts each axis by itself, which bends the direction and lets a diagonal be 1.7 times longer. A rotation
+    is cut until both the norm of its rpy and the angle that they make together are small enough; they differ by up to 3 %.
     """
+    longest_rad = situation.limits.max_step_rad
     translation_m = shorten(action.translation_m, situation.limits.max_step_m)
-    rotation_rad = shorten(action.rotation_rad, situation.limits.max_step_rad)
+    rotation_rad = shorten(action.rotation_rad, longest_rad)
+    while (angle_rad := math.hypot(*rotation_vector(rotation_rad))) > longest_rad * (1.0 + 1e-13):  # two or three rounds
+        rotation_rad = rotation_rad * (longest_rad / angle_rad)
     rules = (("step_clamp_translation",) if translation_m is not action.translation_m else ()) + (
         ("step_clamp_rotation",) if rotation_rad is not action.rotation_rad else ())
     return Verdict(Action(translation_m, rotation_rad, action.gripper) if rules else action, rules)
@@ -75,14 +94,14 @@ def gripper(action: Action, situation: Situation) -> Verdict:
     return Verdict(Action(action.translation_m, action.rotation_rad, opening), ("gripper",))
 
 
-CHAIN: tuple[Rule, ...] = (finite, age, step_clamp, gripper)
+STEP_CHAIN: tuple[Rule, ...] = (finite, age, step_clamp, gripper)
 """In the order they act. A new rule is a function above and a word here."""
 
 
 def judge(action: Action, situation: Situation) -> Verdict:
-    """Run the chain. The first stop ends it."""
+    """Run the chain of a step. The first stop ends it."""
     rules: tuple[str, ...] = ()
-    for rule in CHAIN:
+    for rule in STEP_CHAIN:
         verdict = rule(action, situation)
         rules += verdict.rules
         if verdict.action is None:
@@ -91,18 +110,164 @@ def judge(action: Action, situation: Situation) -> Verdict:
     return Verdict(action, rules)
 
 
-def shorten(vector: FloatArray, longest: float) -> FloatArray:
-    """The vector itself when it is not longer than `longest`, else one of that length and the same direction. Finite input."""
-    largest = float(np.abs(vector).max())
-    if largest <= longest and math.hypot(*vector) <= longest:
-        return vector
-    unit = vector / largest  # first, so that huge values do not overflow
-    return unit * (longest / math.hypot(*unit))
+# ---------------------------------------------------------------------- the motion of a tick
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the rules look at besides the motion. target, measured None: the profile has no joint states; such rules are left out."""
+
+    limits: Limits
+    duration_s: float  # for how long the motion goes on
+    target: Pose | None  # the last that was sent
+    measured: Pose | None
+    before: Twist  # the velocity that this one follows: of the step before, or of the tick before
+    build_up_s: float  # the time that a change of velocity may take: the step's duration, or the tick's
+
+
+MotionRule = Callable[[Twist, Course], Twist]
+
+
+def finite_motion(twist: Twist, course: Course) -> Twist:
+    """NaN, infinity, and numbers that are no velocity of any arm, are no motion."""
+    largest = max(np.abs(twist.linear_m_s).max(), np.abs(twist.angular_rad_s).max())
+    return twist if largest <= ABSURD else ZERO  # NaN is not less than anything
+
+
+def lead(twist: Twist, course: Course) -> Twist:
+    """The target may be ahead of the measured pose only so far; what brings it nearer always passes."""
+    if course.target is None or course.measured is None:
+        return twist
+    limits, after = course.limits, advanced(course.target, twist, course.duration_s)
+    ahead_m, ahead_rad = distance(course.measured, after)
+    now_m, now_rad = distance(course.measured, course.target)
+    linear_m_s, angular_rad_s = twist.linear_m_s, twist.angular_rad_s
+    if ahead_m > max(limits.max_lead_m, now_m) + ROUNDING:
+        linear_m_s = linear_m_s * _share_within(
+            course.target.position_m - course.measured.position_m, linear_m_s * course.duration_s, max(limits.max_lead_m, now_m))
+    if ahead_rad > max(limits.max_lead_rad, now_rad) + ROUNDING:
+        angular_rad_s = angular_rad_s * _share_of_turn(course, angular_rad_s, max(limits.max_lead_rad, now_rad))
+    return _changed(twist, linear_m_s, angular_rad_s)
+
+
+def workspace(twist: Twist, course: Course) -> Twist:
+    """The box limits motion, not position: nothing leaves it, and from outside only what leads back passes, at half the top speed."""
+    if course.target is None:
+        return twist
+    low_m, high_m = np.array(course.limits.box.low_m), np.array(course.limits.box.high_m)
+    position_m = course.target.position_m
+    below, above = position_m < low_m - ROUNDING, position_m > high_m + ROUNDING
+    if (below | above).any():
+        back_m_s = np.where(below, np.maximum(twist.linear_m_s, 0.0), 0.0) + np.where(above, np.minimum(twist.linear_m_s, 0.0), 0.0)
+        return _changed(twist, _within(back_m_s, 0.5 * course.limits.max_speed_m_s), np.zeros(3))
+    room_m_s = (np.clip(position_m + twist.linear_m_s * course.duration_s, low_m, high_m) - position_m) / course.duration_s
+    stays = np.abs(room_m_s - twist.linear_m_s) * course.duration_s <= ROUNDING
+    return _changed(twist, np.where(stays, twist.linear_m_s, room_m_s), twist.angular_rad_s)
+
+
+def speed(twist: Twist, course: Course) -> Twist:
+    """Translation and rotation apart, direction kept."""
+    return _changed(twist, _within(twist.linear_m_s, course.limits.max_speed_m_s),
+                    _within(twist.angular_rad_s, course.limits.max_speed_rad_s))
+
+
+def acceleration(twist: Twist, course: Course) -> Twist:
+    """Velocity builds up, and turns round, only so fast; direction kept. Slowing down is never forbidden: a wall may ask for it at once.
+
+    A policy's step has its whole duration for the change: it is a displacement, played as one constant velocity, and its consumer
+    smooths within it. A human's velocity has one tick.
+    """
+    limits = course.limits
+    return _changed(twist, _built_up(twist.linear_m_s, course.before.linear_m_s, limits.max_acceleration_m_s2 * course.build_up_s),
+                    _built_up(twist.angular_rad_s, course.before.angular_rad_s, limits.max_acceleration_rad_s2 * course.build_up_s))
+
+
+MOTION_CHAIN: tuple[tuple[str, MotionRule], ...] = (
+    ("finite", finite_motion), ("lead", lead), ("workspace", workspace), ("speed", speed), ("acceleration", acceleration))
+"""In the order they act, by name. A new rule is a function above and a row here. Joint limits come after it, where joints are commanded:
+inverse kinematics keeps them, and what it cannot reach is not moved to (`target.py`)."""
+
+
+def limit(twist: Twist, course: Course) -> tuple[Twist, tuple[str, ...]]:
+    """Run the chain of a motion: what may go to the arm, and the names of the rules that acted."""
+    rules: tuple[str, ...] = ()
+    for name, rule in MOTION_CHAIN:
+        allowed = rule(twist, course)
+        if allowed is not twist:
+            rules += (name,)
+        twist = allowed
+    return twist, rules
+
+
+def outside(pose: Pose, limits: Limits) -> str:
+    """Where a pose is outside the box, in words, or empty."""
+    return ", ".join(f"{axis} is {value:.3f} m, allowed {low:g} to {high:g}" for axis, value, low, high in
+                     zip("xyz", pose.position_m, limits.box.low_m, limits.box.high_m, strict=True)
+                     if not low - ROUNDING <= value <= high + ROUNDING)
+
+
+def opened(opening: float | None, wish: float, elapsed_s: float) -> float:
+    """The opening after so long on its way to a wish (finite): cut to 0..1 and at most GRIPPER_PER_S fast. None: it is not known yet."""
+    wish = min(1.0, max(0.0, wish))
+    if opening is None:
+        return wish
+    change = GRIPPER_PER_S * elapsed_s
+    return opening + min(change, max(-change, wish - opening))
+
+
+def _changed(twist: Twist, linear_m_s: FloatArray, angular_rad_s: FloatArray) -> Twist:
+    """The same object when nothing changed, so that a rule that did not act is not named."""
+    if np.array_equal(linear_m_s, twist.linear_m_s) and np.array_equal(angular_rad_s, twist.angular_rad_s):
+        return twist
+    return Twist(np.array(linear_m_s), np.array(angular_rad_s))
+
+
+def _within(velocity: FloatArray, fastest: float) -> FloatArray:
+    """Rounding of a tick's mean is not counted as too fast."""
+    return shorten(velocity, fastest) if _norm(velocity) > fastest * (1.0 + ROUNDING) else velocity
+
+
+def _norm(vector: FloatArray) -> float:
+    return math.hypot(*vector)
+
+
+def _built_up(velocity: FloatArray, before: FloatArray, change: float) -> FloatArray:
+    """The longest part of `velocity` that is at most `change` from `before`, or, where none is, the part that is nearest to it."""
+    if _norm(velocity - before) <= change + ROUNDING:
+        return velocity
+    share = _share_within(-before, velocity, change)
+    if share > 0.0 or _norm(before) <= change:
+        return velocity * share
+    nearest = float(velocity @ before) / float(velocity @ velocity)
+    return velocity * min(1.0, max(0.0, nearest))
+
+
+def _share_within(start: FloatArray, move: FloatArray, longest: float) -> float:
+    """The largest share 0..1 of a move that ends within `longest` of the origin; 0 where there is none."""
+    a, b, c = float(move @ move), float(start @ move), float(start @ start) - longest**2
+    root = b * b - a * c
+    if a == 0.0 or root < 0.0:
+        return 0.0
+    return min(1.0, max(0.0, (-b + math.sqrt(root)) / a))
+
+
+def _share_of_turn(course: Course, angular_rad_s: FloatArray, longest_rad: float) -> float:
+    """The largest share 0..1 of a turn, to 1e-6, that keeps the target within `longest_rad` of the measured pose."""
+    assert course.target is not None and course.measured is not None
+    low, high = 0.0, 1.0
+    while high - low > 1e-6:
+        middle = 0.5 * (low + high)
+        after = advanced(course.target, Twist(np.zeros(3), angular_rad_s * middle), course.duration_s)
+        low, high = (middle, high) if distance(course.measured, after)[1] <= longest_rad else (low, middle)
+    return low
+
+
+# ---------------------------------------------------------------------- a chunk as a whole
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a chunk is not taken: the rule's name and the reason with what to do."""
+    """Why a chunk is not taken, or the arm may not be moved: the rule's name and the reason with what to do."""
 
     rule: str
     reason: str

@@ -24,22 +24,27 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
-from openvla_ros.action.handoff import Driver
-from openvla_ros.action.pilot import WAITING, ZEROS_S, Decision, Now, Pilot, Settings
+from openvla_ros.action.handoff import Driver, next_driver
+from openvla_ros.action.pilot import BY_HAND, WAITING, ZEROS_S, Decision, Inputs, Now, Pilot, Settings
+from openvla_ros.action.teleop import TeleopRequest, Wish
 from openvla_ros.contract import ReceivedChunk
 from openvla_ros.errors import ActionError, ConfigurationError, HandoffRefused, OpenvlaRosError
+from openvla_ros.ros.arm_listener import ArmListener
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, from_chunk_message, to_report
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.lifetime import live
 from openvla_ros.ros.outputs import Output, make_output
 from openvla_ros.ros.parameters import Parameter, declare, read
-from openvla_ros.ros.profile import read_robot
+from openvla_ros.ros.profile import read_robot, read_urdf
+from openvla_ros.ros.teleop_listener import TeleopListener, read_joystick
 
 AT_START = "by starting the node again"
 IN_HOLD = "while the driver is HOLD; it holds from the next change to POLICY on"
 
 PARAMETERS = (
     Parameter("robot", "wx250s", "Robot profile with the limits: a name in config/robots or the path of a .yaml file.",
+              locked=AT_START),
+    Parameter("output", "", "How commands reach the arm; empty: as the profile says. One of those that the profile describes.",
               locked=AT_START),
     Parameter("base_frame", "", "Frame of deltas and commands; empty: as the profile says. Give policy_node the same.",
               locked=AT_START),
@@ -53,6 +58,14 @@ PARAMETERS = (
     Parameter("resume_within_s", 1.0, "If no fresh chunk comes for this long after the last expired, POLICY falls to HOLD.",
               unit="s", low=0.0, high=5.0, locked=IN_HOLD),
     Parameter("preempt", False, "A new chunk replaces the playing step at once, instead of at its end.", locked=IN_HOLD),
+    Parameter("max_joint_state_age_s", 0.25, "Nothing moves while the joint states are older.", unit="s", low=0.02, high=2.0,
+              locked=IN_HOLD),
+    Parameter("require_enable", False, "Nothing moves unless `enable` says true more often than every 0.5 s.", locked=IN_HOLD),
+    Parameter("stuck_after", 25, "A warning after so many steps in a row that move nothing, or are all the same.", low=2, high=10000,
+              locked=IN_HOLD),
+    Parameter("start_pose", "", "Where go_to_start leads: a name in the profile; empty: its first.", locked=IN_HOLD),
+    Parameter("joy", "", "Joystick map: a name in config/joy or the path of a .yaml file; empty: no joystick is listened to.",
+              locked=AT_START),
 )
 
 ANYBODY = tuple(
@@ -63,6 +76,8 @@ ANYBODY = tuple(
         (ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)))
 """Three subscriptions hear an emergency stop from every kind of publisher, and one that was latched before we came.
 A message may then be heard twice, which changes nothing."""
+
+WISHES = {Wish.TAKE_OVER: SetDriver.Request.HUMAN, Wish.RESUME: SetDriver.Request.POLICY, Wish.HOLD: SetDriver.Request.HOLD}
 
 WATCH_S = 0.1
 """How often graph and clock are looked at, in wall time."""
@@ -88,18 +103,23 @@ class CommandNode(Node):  # type: ignore[misc]
         self.add_on_set_parameters_callback(self._keep_clock)
         values = read(self, PARAMETERS)
         profile = read_robot(str(values["robot"]))
+        profile = profile.through(str(values["output"])) if values["output"] else profile
         self._profile = replace(profile, base_frame=str(values["base_frame"]) or profile.base_frame)
         self._dry_run = bool(values["dry_run"])
         self._simulated = bool(self.get_parameter("use_sim_time").value)
         if self._simulated and self._profile.real and not self._dry_run:
             raise ConfigurationError(f"profile {self._profile.name!r} is a real arm: use_sim_time would time its motion by a "
                                      "recording. Use a profile with real: false, or dry_run.")
-        self._pilot = Pilot(self._profile, self._settings())
+        joystick = read_joystick(str(values["joy"])) if values["joy"] else None
+        self._arm = self._listen_to_arm(str(values["robot"]))
+        self._pilot = Pilot(self._profile, self._settings(), self._arm.kinematics if self._arm else None)
 
         self._lock = threading.RLock()
         self._left = False
         self._received: deque[ReceivedChunk] = deque(maxlen=100)  # without a bound it would grow while simulated time rests
-        self._obstacles: dict[str, str] = {}
+        self._obstacles: dict[str, str] = {}  # for everybody
+        self._policy_obstacles: dict[str, str] = {}
+        self._unready = ""  # why the output could not be prepared for a hand that touched the teleop
         self._stop_requested = False
         self._policy_endpoint: bytes | None = None  # whose chunks POLICY was chosen for
         self._said: tuple[Driver, str] | None = None  # driver and stop reason of the newest report
@@ -116,7 +136,10 @@ class CommandNode(Node):  # type: ignore[misc]
         self._stops = [self.create_subscription(Bool, "emergency_stop_request", self._on_stop_request, qos) for qos in ANYBODY]
         self._parts = [self.create_service(SetDriver, "set_driver", self._on_set_driver),
                        self.create_service(Trigger, "emergency_stop", self._on_emergency_stop),
-                       self.create_service(Trigger, "reset_stop", self._on_reset_stop)]
+                       self.create_service(Trigger, "reset_stop", self._on_reset_stop),
+                       self.create_service(Trigger, "go_to_start", self._on_go_to_start),
+                       self.create_subscription(Bool, "enable", self._on_enable, NEWEST_RELIABLE)]
+        self._teleop = TeleopListener(self, joystick, self._on_teleop)
         self._diagnostics = Diagnostics(self, {"driver": self._health})
         self._watch()
         self.create_timer(WATCH_S, self._watch, clock=self._steady)
@@ -139,7 +162,8 @@ class CommandNode(Node):  # type: ignore[misc]
             if self._left:
                 return
             now = self._now()
-            decision = self._pilot.step(now, tuple(self._received), self._obstacles)
+            decision = self._pilot.step(now, self._arm.state if self._arm else None, Inputs(
+                tuple(self._received), self._obstacles, self._policy_obstacles))
             self._received.clear()
             if decision.motion is not None and self._output is not None:
                 self._output.send(decision.motion, now)
@@ -151,9 +175,9 @@ class CommandNode(Node):  # type: ignore[misc]
         wall_ns = self._steady.now().nanoseconds
         said = (decision.driver, decision.stop_reason)
         changed, overdue = said != self._said, wall_ns - self._said_ns >= REPORT_S * SECOND_NS
-        if changed and decision.stop_reason not in ("", WAITING):
+        if changed and decision.stop_reason not in ("", WAITING, BY_HAND):
             self.get_logger().info(f"{decision.driver.name}: {decision.stop_reason}")
-        if changed or overdue or decision.step_started or decision.refused:
+        if changed or overdue or decision.notable:
             self._reports.publish(to_report(decision, now.ros_ns, self._profile.base_frame, self._pilot.settings.action_scale,
                                             self._dry_run))
             self._said, self._said_ns = said, wall_ns
@@ -171,6 +195,7 @@ class CommandNode(Node):  # type: ignore[misc]
         brief = Duration(seconds=0.2)
         if self._output is not None:
             self._output.flush(brief)
+            self._output.close()
         for publisher in (self._drivers, self._reports):
             publisher.wait_for_all_acked(brief)
 
@@ -219,17 +244,64 @@ class CommandNode(Node):  # type: ignore[misc]
         return response
 
     def _choose(self, wish: int) -> None:
+        """Another driver. Raises OpenvlaRosError."""
+        pilot = self._pilot
         if wish == SetDriver.Request.HOLD:
-            self._pilot.hold()
+            pilot.hold()
         elif wish == SetDriver.Request.POLICY:
-            self._look_around(resuming=self._pilot.driver is not Driver.POLICY)
-            if self._pilot.driver is Driver.HOLD:
-                self._pilot.configure(self._settings())
-            self._pilot.resume(self._now(), self._obstacles)
+            self._get_ready(resuming=pilot.driver is not Driver.POLICY)
+            pilot.resume(self._now(), {**self._obstacles, **self._policy_obstacles})
         elif wish == SetDriver.Request.HUMAN:
-            raise HandoffRefused("this version takes no teleoperation. Choose HOLD or POLICY.")
+            self._get_ready(resuming=False)
+            pilot.take_over(self._obstacles)
         else:
-            raise HandoffRefused(f"driver {wish} is unknown. Choose HOLD (0) or POLICY (1); for a stop call emergency_stop.")
+            raise HandoffRefused(f"driver {wish} is unknown. Choose HOLD (0), POLICY (1) or HUMAN (2); for a stop call emergency_stop.")
+
+    def _get_ready(self, resuming: bool) -> None:
+        """Before HOLD is left: fresh settings, a fresh look at the graph, an output that can move the arm. Raises OpenvlaRosError."""
+        self._unready = ""
+        self._look_around(resuming)
+        next_driver(self._pilot.driver, "take_over")  # while STOPPED nothing is set up
+        if self._pilot.driver is Driver.HOLD:
+            self._pilot.configure(self._settings())
+            if self._output is not None:
+                self._output.prepare()
+
+    def _on_go_to_start(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            try:
+                self._get_ready(resuming=False)
+                name = self._pilot.go_to_start(self._obstacles)
+                response.success, response.message = True, f"going to the start pose '{name}'; choosing any driver ends it"
+            except OpenvlaRosError as error:
+                response.success, response.message = False, str(error)
+            self._tick()
+        return response
+
+    def _on_enable(self, message: Bool) -> None:
+        with self._lock:
+            self._pilot.enable(bool(message.data), self._now())
+
+    def _on_teleop(self, device: str, request: TeleopRequest, stamp_ns: int | None, frame_id: str | None) -> None:
+        with self._lock:
+            if request.wish is Wish.STOP:
+                self._emergency_stop("the teleop's stop button was pressed")
+            elif request.wish in WISHES:
+                try:
+                    self._choose(WISHES[request.wish])
+                except OpenvlaRosError as error:
+                    self.get_logger().warning(f"{request.wish.name}: {error}")
+            elif request.active and self._pilot.driver is Driver.HOLD:
+                self._get_ready_for_hand()
+            self._pilot.teleop(device, request, self._now(), stamp_ns, frame_id)
+
+    def _get_ready_for_hand(self) -> None:
+        """A hand that touches the teleop in HOLD will drive as soon as the output can."""
+        try:
+            self._get_ready(resuming=False)
+        except OpenvlaRosError as error:
+            self._unready = str(error)
+            self._obstacles["output"] = self._unready
 
     # ------------------------------------------------------------------ what the pilot cannot see
 
@@ -253,11 +325,25 @@ class CommandNode(Node):  # type: ignore[misc]
                     self._tick()
 
     def _look_around(self, resuming: bool) -> None:
-        """What forbids POLICY now: rule -> reason with remedy. `resuming`: the present policy is the one that is meant."""
-        obstacles: dict[str, str] = {}
+        """What forbids somebody to drive now: rule -> reason with remedy. resuming: the present policy is the one that is meant."""
+        everybody: dict[str, str] = {}
         if self._output is not None and (rivals := self._output.rivals()):
-            obstacles["arm_topic"] = (f"{self._output.topic} has another publisher: {', '.join(rivals)}. "
+            everybody["arm_topic"] = (f"{self._output.topic} has another publisher: {', '.join(rivals)}. "
                                       f"Stop it: only one may command the arm. {FORGOTTEN}")
+        if self._output is not None and self._pilot.driver is not Driver.HOLD and (trouble := self._output.trouble()):
+            everybody["output"] = trouble
+        if self._unready:
+            everybody["output"] = self._unready
+        if self._arm is not None:
+            self._pilot.adopt(self._arm.kinematics)
+            if self._arm.trouble:
+                everybody["robot_description"] = self._arm.trouble
+        if self._simulated and not self._clock_runs():
+            everybody["clock"] = "simulated time does not run. Start what publishes /clock, or its playback."
+        self._obstacles, self._policy_obstacles = everybody, self._look_at_policy(resuming)
+
+    def _look_at_policy(self, resuming: bool) -> dict[str, str]:
+        obstacles: dict[str, str] = {}
         policies = self.get_publishers_info_by_topic(self._chunks.topic_name)
         endpoints = [bytes(info.endpoint_gid) for info in policies]
         if resuming and len(endpoints) == 1:
@@ -269,9 +355,7 @@ class CommandNode(Node):  # type: ignore[misc]
                                             f"{', '.join(sorted(info.node_name for info in policies))}. Leave one running. {FORGOTTEN}")
         elif endpoints[0] != self._policy_endpoint and self._pilot.driver is Driver.POLICY:
             obstacles["chunk_publisher"] = "another policy publishes now. Choose POLICY again if that is meant."
-        if self._simulated and not self._clock_runs():
-            obstacles["clock"] = "simulated time does not run. Start what publishes /clock, or its playback."
-        self._obstacles = obstacles
+        return obstacles
 
     def _clock_runs(self) -> bool:
         if self._now().ros_ns != self._clock_seen_ns:
@@ -282,7 +366,14 @@ class CommandNode(Node):  # type: ignore[misc]
         values = read(self, PARAMETERS)
         return Settings(rate_hz=float(values["rate_hz"]), max_observation_age_s=float(values["max_observation_age_s"]),
                         resume_within_s=float(values["resume_within_s"]), action_scale=float(values["action_scale"]),
-                        preempt=bool(values["preempt"]))
+                        preempt=bool(values["preempt"]), max_joint_state_age_s=float(values["max_joint_state_age_s"]),
+                        require_enable=bool(values["require_enable"]), stuck_after=int(values["stuck_after"]),
+                        start_pose=str(values["start_pose"]), dry_run=self._dry_run)
+
+    def _listen_to_arm(self, robot: str) -> ArmListener | None:
+        if self._profile.arm is None:
+            return None
+        return ArmListener(self, self._profile, self._profile.arm, read_urdf(robot, self._profile))
 
     def _locked(self, row: Parameter) -> bool:
         return row.locked == AT_START or self._pilot.driver is not Driver.HOLD
@@ -294,22 +385,24 @@ class CommandNode(Node):  # type: ignore[misc]
 
     def _health(self) -> Health:
         pilot, driver = self._pilot, self._pilot.driver
-        obstacle = " ".join(self._obstacles.values())
+        obstacles = {**pilot.obstacles, **self._policy_obstacles}
         level = ERROR if driver is Driver.STOPPED else OK
-        if pilot.fell or self._obstacles.keys() - {"chunk_publisher"}:
+        if pilot.fell or pilot.warnings or obstacles.keys() - {"chunk_publisher"}:
             level = max(level, WARN)
         if driver is Driver.POLICY and pilot.stop_reason not in ("", WAITING):
             level = max(level, WARN)
         reason = pilot.stop_reason or "moving"
         late = np.array(self._late_ms) if self._late_ms else np.zeros(1)
         values: dict[str, object] = {
-            "robot": self._profile.name, "driver": driver.name, "stop_reason": pilot.stop_reason, "obstacles": obstacle,
+            "robot": self._profile.name, "driver": driver.name, "stop_reason": pilot.stop_reason, "obstacles": " ".join(obstacles.values()),
+            "warnings": " ".join(pilot.warnings), "output": self._profile.output,
             "commands": self._output.topic if self._output else "none (dry run)",
             "dry_run": self._dry_run, "action_scale": pilot.settings.action_scale,
             "max_observation_age_s": pilot.settings.max_observation_age_s, "rate_hz": pilot.settings.rate_hz,
             "tick_late_p99_ms": f"{np.percentile(late, 99):.2f}", "tick_late_max_ms": f"{late.max():.2f}",
+            **({f"output_{name}": value for name, value in self._output.health().items()} if self._output else {}),
             **{f"count_{name}": count for name, count in sorted(pilot.counts.items())}}
-        return Health(level, f"{driver.name}: {reason}", values)
+        return Health(level, " ".join((f"{driver.name}: {reason}", *pilot.warnings)), values)
 
 
 def main() -> None:

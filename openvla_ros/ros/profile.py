@@ -16,17 +16,32 @@ def read_robot(robot: str) -> RobotProfile:
 
     Raises ConfigurationError: no such profile (lists those there are), not YAML, or anything that RobotProfile refuses.
     """
-    if robot.endswith((".yaml", ".yml")):
-        path = Path(robot).expanduser()
-    else:
-        folder = share_folder() / "config" / "robots"
-        known = sorted(entry.stem for entry in folder.glob("*.yaml"))
-        if robot not in known:
-            raise ConfigurationError(f"no robot profile {robot!r}; there are {', '.join(known)}. "
-                                     "Name one of them or the path of a .yaml file.")
-        path = folder / f"{robot}.yaml"
+    path = profile_path(robot)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"robot profile {path} cannot be read: {error}") from error
     return from_mapping(content, str(path))
+
+
+def read_urdf(robot: str, profile: RobotProfile) -> str:
+    """The URDF that the profile names, which lies beside it; empty where it names none. Raises ConfigurationError."""
+    if profile.arm is None or not profile.arm.urdf:
+        return ""
+    path = profile_path(robot).parent / profile.arm.urdf
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the URDF of robot profile {robot!r} cannot be read: {error}") from error
+
+
+def profile_path(robot: str) -> Path:
+    """The file of a profile, by its name or its own path. Raises ConfigurationError, with the names there are."""
+    if robot.endswith((".yaml", ".yml")):
+        return Path(robot).expanduser()
+    folder = share_folder() / "config" / "robots"
+    known = sorted(entry.stem for entry in folder.glob("*.yaml"))
+    if robot not in known:
+        raise ConfigurationError(f"no robot profile {robot!r}; there are {', '.join(known)}. "
+                                 "Name one of them or the path of a .yaml file.")
+    return folder / f"{robot}.yaml"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openvla_ros.action.pilot import Decision, Now, Pilot, Settings
-from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, ReceivedChunk
-from openvla_ros.robot import Box, Limits, OutputProfile, RobotProfile
+from openvla_ros.action.command import Twist
+from openvla_ros.action.kinematics import Kinematics
+from openvla_ros.action.pilot import Decision, Inputs, Now, Pilot, Settings
+from openvla_ros.action.pose import from_rpy
+from openvla_ros.action.teleop import TeleopRequest
+from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, FloatArray, Pose, ReceivedChunk, RobotState
+from openvla_ros.robot import Arm, Box, GripperProfile, Limits, OutputProfile, RobotProfile
 
 SECOND_NS = 1_000_000_000
 ROS_START_NS = 1_700_000_000 * SECOND_NS
@@ -18,6 +23,13 @@ TICK_START_NS = 5 * SECOND_NS  # the steady clock counts from another origin
 LIMITS = Limits(0.05, 0.25, 0.25, 1.25, 2.5, 12.0, 0.06, 0.3, Box((0.1, 0.45), (-0.2, 0.25), (-0.01, 0.3)))
 PROFILE = RobotProfile(name="arm", real=False, base_frame="arm/base_link", output="servo_twist",
                        outputs={"servo_twist": OutputProfile("delta_twist_cmds", "none", {})}, grippers={}, limits=LIMITS, arm=None)
+JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+WIDOWX = RobotProfile(
+    name="arm", real=True, base_frame="arm/base_link", output="servo_twist",
+    outputs={name: OutputProfile("commands", "joint_trajectory", {}) for name in ("servo_twist", "interbotix")},
+    grippers={"joint_trajectory": GripperProfile("gripper", "left_finger", 0.010, 0.035, {})}, limits=LIMITS,
+    arm=Arm(JOINTS, "wx250s/ee_gripper_link", effort=(800, 1000, 600, 600, 600, 700), sleep=(0.0, -1.80, 1.55, 0.0, 0.8, 0.0),
+            start_poses={"bridge": (0.3, 0.0, 0.15, 0.0, 1.5707963, 0.0), "openvla": (0.3, -0.09, 0.26, 0.0, 1.3003316, 0.0)}))
 
 
 class Bench:
@@ -33,6 +45,9 @@ class Bench:
         self.sequence = 0
         self.arrivals: list[tuple[int, ReceivedChunk]] = []
         self.log: list[tuple[int, Decision]] = []
+
+    def state(self) -> RobotState | None:
+        return None
 
     @property
     def now(self) -> Now:
@@ -56,7 +71,7 @@ class Bench:
     def tick(self, obstacles: Mapping[str, str] | None = None) -> Decision:
         due = [received for arrival_ns, received in self.arrivals if arrival_ns <= self.time_ns]
         self.arrivals = [entry for entry in self.arrivals if entry[0] > self.time_ns]
-        decision = self.pilot.step(self.now, due, obstacles or {})
+        decision = self.pilot.step(self.now, self.state(), Inputs(due, obstacles or {}))
         self.log.append((self.time_ns, decision))
         return decision
 
@@ -83,8 +98,74 @@ class Bench:
                  if d.twist else np.zeros(6) for (before, d), after in zip(self.log, edges_ns[1:], strict=True)]
         return np.vstack([np.zeros(6), np.cumsum(moves, axis=0)])
 
+    def velocities(self) -> np.ndarray:
+        """[ticks, 6] m/s and rad/s."""
+        return np.array([np.concatenate([d.twist.linear_m_s, d.twist.angular_rad_s]) if d.twist else np.zeros(6) for _, d in self.log])
+
     def starts(self) -> list[float]:
         return [time_ns / SECOND_NS for time_ns, d in self.log if d.step_started]
+
+
+class Widow(Bench):
+    """The same with joint states: an arm that is, at each tick, where its target was `delay_ticks` before, unless it is `blocked`."""
+
+    def __init__(self, kinematics: Kinematics, position_m: Sequence[float] = (0.3, 0.0, 0.15), profile: RobotProfile = WIDOWX,
+                 **settings: object) -> None:
+        super().__init__(**settings)
+        self.profile, self.kinematics = profile, kinematics
+        self.pilot = Pilot(profile, self.settings, kinematics)
+        down = from_rpy(np.array(position_m), np.array([0.0, 1.5707963, 0.0]))
+        self.joints: FloatArray = self.reach(down, np.array([0.0, -0.3, 0.5, 0.0, 1.3, 0.0]))
+        self.finger_m, self.efforts, self.delay_ticks, self.blocked = 0.0225, np.zeros(7), 1, False
+        self.stamp_lag_ns = 5_000_000
+        self.tick()
+
+    def reach(self, pose: Pose, seed: FloatArray) -> FloatArray:
+        solution = self.kinematics.inverse(pose, seed, np.inf)
+        assert solution.reached, solution.reason
+        return solution.positions
+
+    @property
+    def pose(self) -> Pose:
+        return self.kinematics.forward(self.joints)
+
+    def state(self) -> RobotState | None:
+        """As the driver says it: gripper first, the rest backwards."""
+        return RobotState(("left_finger", *reversed(JOINTS)), np.array([self.finger_m, *self.joints[::-1]]), np.zeros(0),
+                          self.efforts, self.now.ros_ns - self.stamp_lag_ns)
+
+    def tick(self, obstacles: Mapping[str, str] | None = None) -> Decision:
+        decision = super().tick(obstacles)
+        moved = self.log[-1 - self.delay_ticks][1] if len(self.log) > self.delay_ticks else None
+        if not self.blocked and moved is not None and moved.motion is not None and moved.target is not None:
+            self.joints = self.reach(moved.target, self.joints)
+        if decision.motion is not None and decision.motion.gripper is not None:
+            self.finger_m = 0.010 + 0.025 * decision.motion.gripper
+        return decision
+
+    def grip(self, linear: Sequence[float] = (0.0, 0.0, 0.0), angular: Sequence[float] = (0.0, 0.0, 0.0), gripper: float | None = None,
+             device: str = "joy", deadman: bool = True) -> None:
+        """The human moves a device."""
+        twist = Twist(np.array(linear, dtype=float), np.array(angular, dtype=float))
+        self.pilot.teleop(device, TeleopRequest(twist, gripper, deadman), self.now)
+
+    def drive(self, until_s: float, **request: object) -> None:
+        """Tick until a time with a device that repeats itself at every tick."""
+        while self.time_ns < until_s * SECOND_NS:
+            self.grip(**request)  # type: ignore[arg-type]
+            self.run(self.time_ns / SECOND_NS + 1e-6)
+
+
+@pytest.fixture(scope="session")
+def kinematics() -> Kinematics:
+    """Of the shipped WidowX."""
+    urdf = Path(__file__).parents[2] / "config" / "robots" / "wx250s.urdf"
+    return Kinematics(urdf.read_text(encoding="utf-8"), "wx250s/ee_gripper_link", JOINTS, "wx250s/base_link")
+
+
+@pytest.fixture
+def widow(kinematics: Kinematics) -> Callable[..., Widow]:
+    return lambda *arguments, **settings: Widow(kinematics, *arguments, **settings)
 
 
 @pytest.fixture(scope="session")

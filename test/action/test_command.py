@@ -18,7 +18,10 @@ def test_a_delta_is_divided_once() -> None:
     period_s = 0.04
     twist = to_twist([(step, period_s / 0.2)], period_s)
     assert twist.linear_m_s == pytest.approx([0.05, -0.1, 0.15])
-    assert twist.angular_rad_s == pytest.approx([0.5, -0.25, 1.0])
+    assert twist.angular_rad_s == pytest.approx(Rotation.from_euler("xyz", [0.1, -0.05, 0.2]).as_rotvec() / 0.2)
+    assert twist.angular_rad_s == pytest.approx([0.5, -0.25, 1.0], abs=0.06)  # about the numbers themselves
+    single = to_twist([(Action.from_vector([0, 0, 0, 0, 0, -0.2, 1.0]), 0.2)], period_s)
+    assert single.angular_rad_s == pytest.approx([0, 0, -1.0], abs=1e-15)
 
 
 def test_a_tick_that_two_steps_share_is_their_mean() -> None:

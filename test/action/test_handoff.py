@@ -10,15 +10,16 @@ from openvla_ros.action.handoff import Driver, next_driver
 from openvla_ros.errors import HandoffRefused
 
 ALLOWED = {
-    ("HOLD", "resume"): "POLICY", ("POLICY", "resume"): "POLICY",
-    ("HOLD", "hold"): "HOLD", ("POLICY", "hold"): "HOLD",
-    ("HOLD", "emergency_stop"): "STOPPED", ("POLICY", "emergency_stop"): "STOPPED", ("STOPPED", "emergency_stop"): "STOPPED",
+    **{(driver, "resume"): "POLICY" for driver in ("HOLD", "POLICY", "HUMAN")},
+    **{(driver, "take_over"): "HUMAN" for driver in ("HOLD", "POLICY", "HUMAN")},
+    **{(driver, "hold"): "HOLD" for driver in ("HOLD", "POLICY", "HUMAN")},
+    **{(driver, "emergency_stop"): "STOPPED" for driver in ("HOLD", "POLICY", "HUMAN", "STOPPED")},
     ("STOPPED", "reset"): "HOLD",
 }
 
 
 @pytest.mark.parametrize(("driver", "event"), [
-    *itertools.product(Driver, ["resume", "hold", "emergency_stop", "reset", "take_over"])])
+    *itertools.product(Driver, ["resume", "hold", "emergency_stop", "reset", "take_over", "release"])])
 def test_table(driver: Driver, event: str) -> None:
     if (driver.name, event) in ALLOWED:
         assert next_driver(driver, event).name == ALLOWED[driver.name, event]
@@ -28,4 +29,4 @@ def test_table(driver: Driver, event: str) -> None:
 
 
 def test_numbers_are_those_of_the_messages() -> None:
-    assert {driver.name: int(driver) for driver in Driver} == {"HOLD": 0, "POLICY": 1, "STOPPED": 3}
+    assert {driver.name: int(driver) for driver in Driver} == {"HOLD": 0, "POLICY": 1, "HUMAN": 2, "STOPPED": 3}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from openvla_ros.action.handoff import Driver
-from openvla_ros.action.pilot import Now, Pilot, Settings
+from openvla_ros.action.pilot import Inputs, Now, Pilot, Settings
 from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, ReceivedChunk
 from openvla_ros.errors import ConfigurationError, HandoffRefused
 
@@ -315,7 +315,7 @@ def test_simulated_time_that_is_rewound_leaves_no_long_tail(bench) -> None:
     pilot.resume(Now(10**11, 10**11))
     chunk = ReceivedChunk(ActionChunk((Action.from_vector([0.05, 0, 0, 0, 0, 0, 1]),), 0.2, 10**11), ChunkIdentity(1, 1, 1),
                           "arm/base_link")
-    assert pilot.step(Now(10**11 + step_ns, 10**11 + step_ns), [chunk]).twist.moving
+    assert pilot.step(Now(10**11 + step_ns, 10**11 + step_ns), None, Inputs([chunk])).twist.moving
     twists = [pilot.step(Now(10**9 + k * step_ns, 10**9 + k * step_ns)).twist for k in range(40)]
     assert not any(twist.moving for twist in twists if twist)
     assert [twist is not None for twist in twists] == [k * step_ns < 500_000_000 for k in range(40)]
@@ -384,7 +384,7 @@ def test_whatever_comes_the_arm_gets_finite_twists_inside_its_speeds(bench, inpu
             steps, step_s, age_ms, session, back = item  # type: ignore[misc]
             chunks = [ReceivedChunk(ActionChunk(tuple(map(Action.from_vector, steps)), step_s, now_ns + age_ms * 1_000_000),
                                     ChunkIdentity(session, 1, max(0, 2 * sequence - back)), "arm/base_link")]
-        decision = pilot.step(Now(now_ns, now_ns), chunks)
+        decision = pilot.step(Now(now_ns, now_ns), None, Inputs(chunks))
         if decision.twist is None:
             continue
         linear, angular = decision.twist.linear_m_s, decision.twist.angular_rad_s

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 pytest.importorskip("rclpy", reason="needs ROS")
 import rclpy
@@ -30,17 +31,23 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
-from openvla_ros.contract import Action, ActionChunk, ChunkIdentity
+from openvla_ros.action.command import Twist, advanced
+from openvla_ros.action.kinematics import Kinematics
+from openvla_ros.action.pose import from_rpy
+from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, Pose
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_chunk_message, to_ns, to_time
+from openvla_ros.ros.profile import read_robot, read_urdf
 
 pytestmark = pytest.mark.ros
 
 DEADLINE_S = 20.0
 QUIET_S = 0.4
 """How long silence is listened to; a dozen ticks."""
+WX250S = read_robot("wx250s")
 AGE_S = 1.0
 """max_observation_age_s of these tests: room for a busy machine."""
 TICK_S, RAMP_S, ZEROS_S = 1 / 30, 0.1, 0.5
@@ -56,7 +63,7 @@ class World(Node):
         self.reports: list[CommandReport] = []
         self.drivers: list[str] = []
         self.health: dict[str, DiagnosticStatus] = {}
-        self.create_subscription(TwistStamped, "delta_twist_cmds", self.twists.append, 100)
+        self.create_subscription(TwistStamped, "delta_twist_cmds", self._on_twist, 100)
         self.create_subscription(CommandReport, "command_report", self.reports.append, 100)
         self.create_subscription(String, "driver", lambda message: self.drivers.append(message.data), LATCHED)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
@@ -67,8 +74,42 @@ class World(Node):
         self.stop = self.create_client(Trigger, "emergency_stop")
         self.reset = self.create_client(Trigger, "reset_stop")
         self.parameters = self.create_client(SetParameters, "command_node/set_parameters")
+        self.start = self.create_client(Trigger, "go_to_start")
         self.sequence = 0
         self.sim_ns: int | None = None
+        self.kinematics = Kinematics(read_urdf("wx250s", WX250S), "wx250s/ee_gripper_link", WX250S.arm.joints)
+        self.joints, self.blocked, self.mute = np.zeros(6), False, False
+        self.efforts = [0.0] * 6
+        self.place(0.15)
+        self.states = self.create_publisher(JointState, "joint_states", 10)
+        self.create_timer(0.02, self.say_joints)
+
+    def place(self, x_m: float, z_m: float = 0.15) -> None:
+        """Put the arm somewhere, as nobody commanded it."""
+        pose = from_rpy(np.array([x_m, 0.0, z_m]), np.array([0.0, 1.5707963, 0.0]))
+        solution = self.kinematics.inverse(pose, np.array([0.0, -0.3, 0.5, 0.0, 1.3, 0.0]), np.inf)
+        assert solution.reached
+        self.joints = solution.positions
+
+    @property
+    def pose(self) -> Pose:
+        return self.kinematics.forward(self.joints)
+
+    def _on_twist(self, message: TwistStamped) -> None:
+        """The arm follows each twist for a tick."""
+        self.twists.append(message)
+        linear, angular = message.twist.linear, message.twist.angular
+        twist = Twist(np.array([linear.x, linear.y, linear.z]), np.array([angular.x, angular.y, angular.z]))
+        if twist.moving and not self.blocked:
+            self.joints = self.kinematics.inverse(advanced(self.pose, twist, TICK_S), self.joints).positions
+
+    def say_joints(self, **change: Any) -> None:
+        """Joint states as the driver says them, in an order of their own."""
+        if not self.mute:
+            names, positions = list(reversed(WX250S.arm.joints)), [float(value) for value in self.joints[::-1]]
+            state = JointState(name=["left_finger", *names], position=[0.02, *positions], effort=[0.0, *reversed(self.efforts)])
+            state.header.stamp = self.get_clock().now().to_msg()
+            self.states.publish(state)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         self.health |= {status.name: status for status in message.status}
@@ -122,9 +163,9 @@ class World(Node):
         return stamp_ns
 
     def move(self, session: int = 7) -> int:
-        """Set the arm moving with a long chunk; returns the observation stamp."""
-        count = len(self.twists)
-        stamp_ns = self.send(*[FULL] * 10, session=session)
+        """Set the arm moving with a long chunk, to where there is more room; returns the observation stamp."""
+        count, sign = len(self.twists), 1.0 if self.pose.position_m[0] < 0.275 else -1.0
+        stamp_ns = self.send(*[[sign * FULL[0], *FULL[1:]]] * 10, session=session)
         self.until(lambda: any(speed(twist) > 0.1 for twist in self.twists[count:]), "the arm to move")
         return stamp_ns
 
@@ -204,11 +245,11 @@ def start(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
 
 def test_a_chunk_becomes_the_right_twists_then_zeros_then_silence(meet, start) -> None:
     world = meet()
-    process = start(max_observation_age_s=AGE_S)
+    process = start(output="servo_twist", max_observation_age_s=AGE_S)
     world.until(lambda: world.drivers == ["HOLD"], "HOLD on the latched topic")
-    refusal = world.choose(POLICY)
-    assert not refusal.success and refusal.reason == "nobody publishes /action_chunk. Start the policy first."
-    assert "no teleoperation" in world.choose(HUMAN).reason and "driver 9 is unknown" in world.choose(9).reason
+    assert not world.choose(POLICY).success
+    world.until(lambda: world.choose(POLICY).reason == "nobody publishes /action_chunk. Start the policy first.", "the joint states")
+    assert "driver 9 is unknown" in world.choose(9).reason
     time.sleep(QUIET_S)
     assert world.twists == [], "commands before a driver was chosen"
 
@@ -224,7 +265,8 @@ def test_a_chunk_becomes_the_right_twists_then_zeros_then_silence(meet, start) -
     assert stamps == sorted(set(stamps)) and observed_ns < stamps[0] and stamps[-1] < heard_ns
     middle = world.twists[2].twist  # tick 3 of 6, wholly inside the step
     assert [middle.linear.x, middle.linear.y, middle.linear.z] == pytest.approx([0.1, -0.15, 0.05])
-    assert [middle.angular.x, middle.angular.y, middle.angular.z] == pytest.approx([0.5, -0.25, 0.1])
+    turn = Rotation.from_euler("xyz", [0.1, -0.05, 0.02]).as_rotvec() / 0.2
+    assert [middle.angular.x, middle.angular.y, middle.angular.z] == pytest.approx(turn)
 
     gaps_s = np.diff(stamps) / SECOND_NS
     covered_m = sum(twist.twist.linear.x * gap_s for twist, gap_s in zip(world.twists, gaps_s, strict=False))
@@ -239,7 +281,12 @@ def test_a_chunk_becomes_the_right_twists_then_zeros_then_silence(meet, start) -
     assert to_ns(report.observation_stamp) == observed_ns and report.header.frame_id == "wx250s/base_link"
     assert report.driver == CommandReport.POLICY and report.stop_reason == "" and report.rules == [] and report.action_scale == 1.0
     assert report.sent == report.requested and report.sent.translation.y == -0.03 and report.sent.gripper == 0.996
-    assert not (report.dry_run or report.target_pose_valid or report.measured_pose_valid or report.proposal_valid)
+    assert not (report.dry_run or report.proposal_valid or report.intervention)
+    assert report.target_pose_valid and report.measured_pose_valid
+    measured, target = report.measured_pose.position, report.target_pose.position
+    assert [measured.x, measured.y, measured.z] == pytest.approx([0.15, 0.0, 0.15], abs=1e-4)
+    assert [target.x - measured.x, target.y, target.z - measured.z] == pytest.approx([0.02 / 6, -0.03 / 6, 0.01 / 6], abs=1e-6)
+    assert world.pose.position_m == pytest.approx([0.17, -0.03, 0.16], abs=1e-3)
     world.until(lambda: world.drivers[-1] == "HOLD", "HOLD after an expiry without an end")
     assert world.choose(HOLD).success
 
@@ -275,7 +322,7 @@ def test_a_chunk_becomes_the_right_twists_then_zeros_then_silence(meet, start) -
 def test_what_stops_the_arm(meet, start) -> None:
     """One fault after the other, each in the middle of motion. Where a bound is stated, stamps are held against it."""
     world = meet()
-    start(max_observation_age_s=AGE_S)
+    start(output="servo_twist", max_observation_age_s=AGE_S)
     world.start_policy()
 
     # The policy goes silent in the middle of a chunk.
@@ -443,6 +490,6 @@ def test_a_wrong_configuration_ends_the_node_with_a_reason(ros_environment: dict
 def test_runs_without_torch(ros_environment: dict[str, str]) -> None:
     """On a machine without torch: here every import of it fails."""
     code = ("import sys; sys.modules.update(torch=None, transformers=None); import openvla_ros.ros.command_node; "
-            "print(sorted({name.split('.')[0] for name in sys.modules} & {'cv2', 'PIL', 'rosbags', 'scipy', 'mujoco'}))")
+            "print(sorted({name.split('.')[0] for name in sys.modules} & {'cv2', 'PIL', 'rosbags', 'mujoco'}))")
     child = subprocess.run([sys.executable, "-c", code], env=ros_environment, capture_output=True, text=True, timeout=60, check=True)
     assert child.stdout.strip() == "[]"

@@ -1,0 +1,64 @@
+"""The human's hand: what the devices asked for last, and for how long that holds. Nobody repeats itself for ever.
+
+Comes in: a TeleopRequest per message and the time it came; goes out: the request that holds now. Pure; what it does to the arm,
+and whether it may, is the pilot's business.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from openvla_ros.action.teleop import TeleopRequest
+
+SECOND_NS = 1_000_000_000
+
+HOLD_S = {"joy": 0.25, "twist": 0.2, "gripper": 0.75}
+"""How long one message of each device holds, and in which order they count. A joystick's deadman must be heard again within 0.25 s.
+An opening holds longer: at its rate limit the gripper travels its whole way in 0.5 s."""
+
+OPEN_HAND = TeleopRequest()
+
+
+class Held(NamedTuple):
+    """A request and the end of its time on the clock of the ticks."""
+
+    request: TeleopRequest
+    until_ns: int
+
+
+class Hand:
+    """One for all devices. A device whose deadman is released, or that was not understood, asks for nothing."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+
+    def put(self, device: str, request: TeleopRequest, tick_ns: int) -> None:
+        """The newest message of a device of HOLD_S."""
+        self._held[device] = Held(request, tick_ns + round(HOLD_S[device] * SECOND_NS))
+
+    def empty(self) -> None:
+        """Forget everything, as when time jumped back."""
+        self._held.clear()
+
+    def request(self, tick_ns: int) -> TeleopRequest:
+        """What holds now: the motion of the first device whose deadman is held, and the first opening that is asked for."""
+        holding = [held.request for device in HOLD_S if (held := self._held.get(device)) and tick_ns < held.until_ns
+                   and held.request.deadman and not held.request.fault]
+        if not holding:
+            return OPEN_HAND
+        movers = [request for request in holding if request.twist.moving] or holding
+        gripper = next((request.gripper for request in holding if request.gripper is not None), None)
+        return TeleopRequest(movers[0].twist, gripper, deadman=True)
+
+    def silent(self, tick_ns: int) -> bool:
+        """A device that asked for motion went silent, instead of saying that it ends."""
+        newest = max(self._held.values(), key=lambda held: held.until_ns, default=None)
+        return newest is not None and tick_ns >= newest.until_ns and newest.request.deadman and newest.request.twist.moving
+
+
+def is_finite(request: TeleopRequest) -> bool:
+    """No NaN and no infinity in it."""
+    numbers = [*request.twist.linear_m_s, *request.twist.angular_rad_s, 0.0 if request.gripper is None else request.gripper]
+    return bool(np.isfinite(numbers).all())

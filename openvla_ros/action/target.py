@@ -1,0 +1,104 @@
+"""What was sent last: the one thing that deltas are integrated on. Here a wished motion meets the safety chain and the joints.
+
+Comes in: the velocity somebody wishes for the coming tick; goes out: what the arm is sent, and the rules that made less of it. The
+target is moved by what was sent, never by what was wished.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from openvla_ros.action.command import ZERO, Twist, advanced
+from openvla_ros.action.kinematics import Kinematics
+from openvla_ros.action.pose import distance
+from openvla_ros.action.safety import Course, limit, opened
+from openvla_ros.action.state import Measured
+from openvla_ros.contract import FloatArray, Pose
+from openvla_ros.robot import JOINT_OUTPUTS, RobotProfile
+
+
+class Target:
+    """Pose, joints, velocity and opening as they were last sent. All but the velocity are None until they are known."""
+
+    def __init__(self, profile: RobotProfile) -> None:
+        self._profile = profile
+        self.pose: Pose | None = None
+        self.joints: FloatArray | None = None  # only for outputs in joints
+        self.twist = ZERO
+        self.gripper: float | None = None
+
+    def anchor(self, measured: Measured | None) -> None:
+        """Where a new driver starts: at what was last sent, if the arm is within the lead of it (one that sags must not ratchet down),
+        else where the arm is. Without measured pose nothing changes."""
+        if measured is None:
+            return
+        limits, kept = self._profile.limits, False
+        if self.pose is not None:
+            apart_m, apart_rad = distance(measured.pose, self.pose)
+            kept = apart_m <= limits.max_lead_m and apart_rad <= limits.max_lead_rad
+        if not kept:
+            self.place(measured)
+
+    def place(self, measured: Measured) -> None:
+        """Start where the arm is."""
+        self.pose = measured.pose
+        if self._profile.output in JOINT_OUTPUTS:
+            self.joints = measured.positions
+        if self.gripper is None:
+            self.gripper = measured.opening
+
+    def move(self, wish: Twist, measured: Measured | None, kinematics: Kinematics | None, duration_s: float, before: Twist,
+             build_up_s: float) -> tuple[str, ...]:
+        """Go as wished for one tick, as far as the rules let it. Returns the names of those that acted."""
+        course = Course(self._profile.limits, duration_s, self.pose, measured.pose if measured else None, before, build_up_s)
+        twist, rules = limit(wish, course)
+        if self.pose is not None:
+            pose = advanced(self.pose, twist, duration_s) if twist.moving else self.pose
+            if self.joints is not None and twist.moving:
+                assert kinematics is not None, "joints were measured with it"
+                solution = kinematics.inverse(pose, self.joints, kinematics.limits.velocity * duration_s)
+                if not solution.reached:
+                    self.twist = ZERO
+                    return (*rules, solution.rule)
+                self.joints = solution.positions
+            self.pose = pose
+        self.twist = twist
+        return rules
+
+    def path(self, first_s: float, duration_s: float, spacing_s: float, kinematics: Kinematics | None,
+             ) -> tuple[tuple[float, FloatArray], ...]:
+        """Where the joints are to be at `first_s`, when this tick ends, and on until `duration_s` from now if the velocity stays:
+        (seconds from now, positions). It ends where the box or the joints do."""
+        if self.joints is None or self.pose is None or kinematics is None:
+            return ()
+        left_s = duration_s - first_s
+        points, pose, joints = [(first_s, self.joints)], self.pose, self.joints
+        count = int(left_s / spacing_s + 1e-9)
+        if count < 1:
+            return tuple(points)
+        twist, _ = limit(self.twist, Course(self._profile.limits, left_s, pose, None, self.twist, left_s))
+        for number in range(1, count + 1):
+            later = advanced(pose, twist, left_s * number / count)
+            solution = kinematics.inverse(later, joints, kinematics.limits.velocity * (left_s / count))
+            if not solution.reached:
+                break
+            joints = solution.positions
+            points.append((first_s + left_s * number / count, joints))
+        return tuple(points)
+
+    def rest(self) -> None:
+        """No velocity any more; all else stays."""
+        self.twist = ZERO
+
+    def open(self, wish: float, elapsed_s: float) -> None:
+        """Bring the gripper nearer to a wished opening. NaN and infinity are no wish."""
+        if np.isfinite(wish):
+            self.gripper = opened(self.gripper, wish, elapsed_s)
+
+    def ahead_of(self, measured: Measured | None) -> bool:
+        """The target is as far ahead of the arm as it may be."""
+        if self.pose is None or measured is None:
+            return False
+        apart_m, apart_rad = distance(measured.pose, self.pose)
+        limits = self._profile.limits
+        return apart_m >= 0.99 * limits.max_lead_m or apart_rad >= 0.99 * limits.max_lead_rad
