@@ -20,12 +20,13 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS")
 import rclpy
 from geometry_msgs.msg import TwistStamped
+from openvla_msgs.msg import ActionChunk
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Float64, String
 
-from openvla_ros.ros.convert import LATCHED
+from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE
 
 pytestmark = [
     pytest.mark.ros,
@@ -33,6 +34,7 @@ pytestmark = [
 ]
 
 DEADLINE_S = 20.0
+QUIET_S = 0.5
 PROMPT = "shell>"
 
 
@@ -82,7 +84,8 @@ class Terminal:
         return child
 
     def close(self) -> None:
-        self._run("kill-server")
+        """The terminal is gone, and with it its shell. Once is enough."""
+        subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=20, check=False)
 
 
 class Listener(Node):
@@ -103,6 +106,14 @@ class Listener(Node):
         end = time.monotonic() + DEADLINE_S
         while not good():
             assert time.monotonic() < end, f"waited {DEADLINE_S} s for: {what}; drivers {self.drivers[-3:]}"
+            time.sleep(0.01)
+
+    def rest(self) -> None:
+        """Wait until neither topic carried anything for QUIET_S."""
+        count, since = (0, 0), time.monotonic()
+        while time.monotonic() - since < QUIET_S:
+            if count != (now := (len(self.asked), len(self.arm))):
+                count, since = now, time.monotonic()
             time.sleep(0.01)
 
 
@@ -134,7 +145,9 @@ def terminal(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[Termin
 
 @pytest.fixture
 def command_node(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[None]:
-    command = ["timeout", "-k", "5", "120", sys.executable, "-m", "openvla_ros.ros.command_node"]
+    """With the profile that has no joints, as no arm answers here."""
+    command = ["timeout", "-k", "5", "120", sys.executable, "-m", "openvla_ros.ros.command_node",
+               "--ros-args", "-p", "robot:=wx250s_replay"]
     with (tmp_path / "command_node.log").open("w") as log:
         process = subprocess.Popen(command, env=ros_environment, stdout=log, stderr=subprocess.STDOUT)
     yield
@@ -175,6 +188,91 @@ def test_stop_and_reset_by_key(terminal: Terminal, listener: Listener, command_n
     terminal.press("C-c")
     terminal.until("code=0")
     assert all(twist.twist == TwistStamped().twist for twist in [*listener.asked, *listener.arm])
+
+
+def take_over(terminal: Terminal, listener: Listener, options: str = "") -> None:
+    """Start teleop and let it drive."""
+    terminal.type(f"clear; {TELEOP} {options}; echo code=$?")
+    terminal.until(r"driver +HOLD")
+    listener.until(lambda: listener.drivers[-1:] == ["HOLD"], "HOLD")
+    listener.until(lambda: len(listener.get_publishers_info_by_topic("teleop/delta_twist_cmds")) == 1, "the teleop's topics")
+    terminal.press("t")
+    terminal.until(r"driver +HUMAN")
+
+
+def way_m(twists: list[TwistStamped]) -> float:
+    """How far the arm goes along x when each command holds until the next one [m]."""
+    stamps_s = [twist.header.stamp.sec + twist.header.stamp.nanosec / 1e9 for twist in twists]
+    assert stamps_s == sorted(stamps_s)
+    return sum(twist.twist.linear.x * (after_s - stamp_s) for twist, stamp_s, after_s in zip(twists, stamps_s, stamps_s[1:], strict=False))
+
+
+def test_a_key_press_is_one_jog_on_the_teleop_topic_and_on_the_arm(terminal: Terminal, listener: Listener, command_node: None) -> None:
+    take_over(terminal, listener, "--step-mm 10")
+    assert not any(twist.twist.linear.x for twist in listener.asked)
+    started = len(listener.asked)
+    terminal.press("w")
+    listener.until(lambda: any(twist.twist.linear.x for twist in listener.arm), "the arm to move")
+    listener.until(lambda: not listener.asked[-1].twist.linear.x and not listener.arm[-1].twist.linear.x, "zeros")
+    listener.rest()
+    jog = listener.asked[started:]
+    speeds = [twist.twist.linear.x for twist in jog]
+    assert {twist.header.frame_id for twist in jog} == {"wx250s/base_link"} and sorted(set(speeds)) == pytest.approx([0.0, 0.05])
+    assert speeds == sorted(speeds, reverse=True) and speeds[-3:] == [0.0] * 3, "a jog, then zeros, then silence"
+    assert way_m(jog) == pytest.approx(0.010, abs=0.002)
+    assert 0.005 < way_m(listener.arm) < 0.013, "to a tick of command_node at both ends"
+
+    before = way_m(listener.asked)
+    terminal.press("-N", "30", "s")  # as a key that is held, all at once
+    listener.until(lambda: listener.asked[-1].twist.linear.x < 0, "the way back")
+    listener.rest()
+    assert way_m(listener.asked) - before == pytest.approx(-0.010, abs=0.002), "one jog, and nothing was queued"
+
+    terminal.press("c")
+    listener.until(lambda: listener.openings, "the gripper to be asked")
+    listener.rest()
+    assert set(listener.openings) == {0.0}
+    terminal.press("q")
+    terminal.until("code=0")
+    listener.until(lambda: listener.drivers[-2:] == ["HUMAN", "HOLD"], "HOLD before leaving")
+    assert listener.asked[-1].twist == listener.arm[-1].twist == TwistStamped().twist
+
+
+def jog_and(listener: Listener, terminal: Terminal, end: Callable[[], None], driver: str) -> None:
+    """While the human drives: begin a jog of 20 mm, end it otherwise, and see zeros and the new driver."""
+    way_before_m, asked, moved = way_m(listener.asked), len(listener.asked), len(listener.arm)
+    terminal.press("w")
+    listener.until(lambda: any(twist.twist.linear.x for twist in listener.arm[moved:]), "the arm to move")
+    end()
+    listener.until(lambda: listener.drivers[-2:] == ["HUMAN", driver], f"{driver} instead of HUMAN")
+    listener.rest()
+    assert len(listener.asked) > asked and listener.asked[-1].twist == listener.arm[-1].twist == TwistStamped().twist
+    assert way_m(listener.asked) - way_before_m < 0.022, "one step of 20 mm and a tick"
+
+
+def test_every_key_that_gives_the_arm_away_ends_the_jog_first(terminal: Terminal, listener: Listener, command_node: None) -> None:
+    listener.create_publisher(ActionChunk, "action_chunk", NEWEST_RELIABLE)  # somebody whom the arm can be given to
+    take_over(terminal, listener, "--step-mm 20")
+    for key, driver in (("p", "POLICY"), ("h", "HOLD"), ("C-z", "HOLD"), ("Space", "STOPPED")):
+        jog_and(listener, terminal, lambda key=key: terminal.press(key), driver)  # type: ignore[misc]
+        if key == "C-z":
+            terminal.until("Stopped")
+            terminal.type("fg")
+            terminal.until("continued; press t")
+            terminal.press("w")
+            terminal.until("the driver is HOLD: press t to take over")
+        if key != "Space":
+            terminal.press("t")
+            terminal.until(r"driver +HUMAN")
+
+
+@pytest.mark.parametrize("end", ["Ctrl-C", "SIGTERM", "hang up"])
+def test_however_teleop_ends_the_arm_holds(terminal: Terminal, listener: Listener, command_node: None, end: str) -> None:
+    take_over(terminal, listener, "--step-mm 20")
+    process = terminal.child()
+    ways = {"Ctrl-C": lambda: terminal.press("C-c"), "SIGTERM": process.terminate, "hang up": terminal.close}  # closed: a lost connection
+    jog_and(listener, terminal, ways[end], "HOLD")
+    process.wait(DEADLINE_S)
 
 
 def test_a_second_teleop_is_refused_by_name(terminal: Terminal, listener: Listener, command_node: None) -> None:
