@@ -68,14 +68,14 @@ class Target:
     def path(self, first_s: float, duration_s: float, spacing_s: float, kinematics: Kinematics | None,
              ) -> tuple[tuple[float, FloatArray], ...]:
         """Where the joints are to be at `first_s`, when this tick ends, and on until `duration_s` from now if the velocity stays:
-        (seconds from now, positions). It ends where the box or the joints do."""
+        (seconds from now, positions), `spacing_s` apart or more but for the last. It ends where the box or the joints do."""
         if self.joints is None or self.pose is None or kinematics is None:
             return ()
         left_s = duration_s - first_s
         points, pose, joints = [(first_s, self.joints)], self.pose, self.joints
-        count = int(left_s / spacing_s + 1e-9)
-        if count < 1:
+        if left_s <= 0.0:
             return tuple(points)
+        count = max(1, int(left_s / spacing_s + 1e-9))
         twist, _ = limit(self.twist, Course(self._profile.limits, left_s, pose, None, self.twist, left_s))
         for number in range(1, count + 1):
             later = advanced(pose, twist, left_s * number / count)

@@ -17,8 +17,9 @@ from openvla_ros.contract import FloatArray
 SPACING_S = 0.05
 """Smallest time between two points: more than two cycles of a controller at 50 Hz."""
 
-SAME_RAD = 1e-3
-"""A path that differs less from what was promised is the same; a servo with 4096 positions per turn resolves 1.5e-3 rad."""
+SAME_MOVING_RAD, SAME_AT_REST_RAD = 3e-3, 3e-4
+"""A path that differs less from what was promised is the same. A tick that comes 2 ms late shifts a moving joint by 1e-3 rad, which is not
+worth a message; where the arm rests it is to be exact. A servo with 4096 positions per turn resolves 1.5e-3 rad."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ class TrajectoryPlanner:
     def plan(self, now_s: float, ahead: Sequence[tuple[float, FloatArray]]) -> tuple[TrajectoryPoint, ...]:
         """The trajectory from now on; empty when the one before still says the same.
 
-        ahead: (seconds from now, joint positions), at least one, in order; after the last the arm is to rest there. now_s: on any
-        clock that does not jump.
+        ahead: (seconds from now, joint positions), at least one, in order; after the last the arm is to rest there. A single one at
+        0 s: it rests now. now_s: on any clock that does not jump.
         """
         times_s = np.array([now_s + later_s for later_s, _ in ahead])
         positions = np.array([where for _, where in ahead])
-        if self._times_s and np.abs(self._promised(times_s) - positions).max() <= SAME_RAD and (
-                np.abs(self._positions[-1] - positions[-1]).max() <= SAME_RAD):
+        same = SAME_MOVING_RAD if ahead[-1][0] > 0.0 else SAME_AT_REST_RAD
+        if self._times_s and np.abs(self._promised(times_s) - positions).max() <= same and (
+                np.abs(self._positions[-1] - positions[-1]).max() <= same):
             return ()
         self._remember(now_s, times_s, positions)
         end_s = float(times_s[-1]) - now_s + self._window_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openvla_ros.action.trajectory import SAME_RAD, SPACING_S, TrajectoryPlanner, TrajectoryPoint
+from openvla_ros.action.trajectory import SAME_AT_REST_RAD, SAME_MOVING_RAD, SPACING_S, TrajectoryPlanner, TrajectoryPoint
 
 TICK_S, STEP_S, WINDOW_S = 1 / 30, 0.2, 0.1
 SPEED = np.array([1.0, -0.5])  # [rad/s] of a step
@@ -112,8 +112,10 @@ def test_stop_in_the_middle_of_a_step_comes_to_rest_within_the_window() -> None:
 def test_path_that_moves_by_less_than_the_motors_resolve_is_no_news() -> None:
     planner = TrajectoryPlanner(WINDOW_S)
     assert planner.plan(0.0, [(0.0, np.zeros(2))])
-    assert planner.plan(0.1, [(0.0, np.full(2, 0.9 * SAME_RAD))]) == ()
-    assert planner.plan(0.2, [(0.0, np.full(2, 1.1 * SAME_RAD))])
+    assert planner.plan(0.1, [(0.0, np.full(2, 0.9 * SAME_AT_REST_RAD))]) == ()
+    assert planner.plan(0.2, [(0.0, np.full(2, 1.1 * SAME_AT_REST_RAD))])
+    assert planner.plan(0.3, [(0.1, np.full(2, 0.9 * SAME_MOVING_RAD))]) == ()
+    assert planner.plan(0.4, [(0.1, np.full(2, 1.6 * SAME_MOVING_RAD))])
 
 
 def test_first_motion_starts_where_the_path_came_from() -> None:
