@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +60,17 @@ def shared() -> Path:
     if reason := absent("shared"):
         pytest.skip(reason)
     return shared_folder()
+
+
+def is_quiet(domain: int) -> bool:
+    """Whether no process of this machine listens where the first participant of a ROS domain does (RTPS port numbers)."""
+    try:
+        for port in (7400 + 250 * domain, 7410 + 250 * domain):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.bind(("", port))
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32; empty: as the policy profile says.")] = "",
     quantization: Annotated[str, typer.Option(help="none, int8 or nf4; empty: as the policy profile says.")] = "",
     attention: Annotated[str, typer.Option(help="sdpa or flash; empty: as the policy profile says.")] = "",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: its own choice.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: all cores but one.")] = 0,
     image_topic: Annotated[str, typer.Option(help="Camera topic; with --bag needed only where the recording has several.")] = "",
     compressed: Annotated[bool, typer.Option("--compressed", help="The camera topic carries CompressedImage (without --bag).")] = False,
     namespace: Annotated[str, typer.Option(help="Namespace of the nodes, such as /left_arm.")] = "",
