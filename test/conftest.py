@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -77,12 +78,15 @@ def is_quiet(domain: int) -> bool:
 def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A ROS domain that nobody else on this machine has (1 to 100), held for one test and set in this process's environment.
 
-    Two pytest workers, or two runs at once, get different ones. Nodes made in the test process itself are in it after
-    `rclpy.init()`; for child processes use `ros_environment`.
+    Two pytest workers, or two runs at once, get different ones; a domain in which something runs already (`openvla-ros run`, a
+    forgotten node) is passed over. Nodes made in the test process itself are in it after `rclpy.init()`; for child processes use
+    `ros_environment`.
     """
     from domain_coordinator import domain_id
 
-    with domain_id(selector=lambda: next(DOMAINS)) as number:
+    with ExitStack() as held:
+        while not is_quiet(number := held.enter_context(domain_id(selector=lambda: next(DOMAINS)))):
+            pass
         monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
         monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         yield number
