@@ -263,11 +263,13 @@ class Pilot:
             raise HandoffRefused("this profile names no start pose, or has no joint states.")
         if found := {**self._blind, **obstacles}:
             raise HandoffRefused(" ".join(found.values()))
+        assert self._measured is not None and self._kinematics is not None, "or there would be an obstacle"
         name = self._settings.start_pose or next(iter(arm.start_poses))
+        numbers = np.array(arm.start_poses[name])
+        approach = Approach(name, from_rpy(numbers[:3], numbers[3:]), self._measured.positions, self._kinematics)
         self._stop(f"going to the start pose '{name}'")
-        self._target.anchor(self._measured)
-        numbers = arm.start_poses[name]
-        self._approach, self._fell = Approach(name, from_rpy(list(numbers[:3]), list(numbers[3:]))), False  # type: ignore[arg-type]
+        self._target.place(self._measured)
+        self._approach, self._fell = approach, False
         return name
 
     def emergency_stop(self, reason: str) -> None:
@@ -559,7 +561,7 @@ class Pilot:
             self._stop_reason = "the teleop went silent" if self._hand.silent(now.tick_ns) else BY_HAND
         if moving or self._human_step:
             self._human_step.append(HumanTick(wish, self._target.twist, request.gripper))
-        step = self._recorded() if len(self._human_step) * self._period_s >= STEP_S else None
+        step = self._recorded() if (len(self._human_step) + 0.5) * self._period_s >= STEP_S else None
         return Phase.MOVING if moving else None, step, False
 
     def _recorded(self) -> PlayedStep:
@@ -577,7 +579,7 @@ class Pilot:
         """One tick of the slow way to the start pose."""
         approach, target = self._approach, self._target
         assert approach is not None and target.pose is not None
-        if approach.reached(target.pose):
+        if approach.arrived(target.pose):
             self._stop(f"at the start pose '{approach.name}'")
             target.rest()
             return Phase.ZEROS
@@ -596,7 +598,7 @@ class Pilot:
 
     def _follow(self, now: Now) -> None:
         """Give up an arm that does not follow its target, and a way to the start pose that leads nowhere."""
-        nowhere = self._approach is not None and not self._target.twist.moving
+        nowhere = self._approach is not None and self._approach.crawls(self._target.twist)
         unable = self._drives and not self._settings.dry_run and (nowhere or self._target.ahead_of(self._measured))
         if not unable:
             self._unable_since_ns = None
@@ -605,7 +607,7 @@ class Pilot:
         elif now.tick_ns - self._unable_since_ns >= UNABLE_S * SECOND_NS:
             self._unable_since_ns = None
             self._count("not_following")
-            self._fall(f"the way to the start pose is blocked: {', '.join(self._acting)}" if nowhere and self._acting else
+            self._fall(f"the way to the start pose is blocked: {', '.join(self._acting)}" if nowhere and self._acting != ("lead",) else
                        "the arm does not follow: it is as far behind its target as it may be since 1 s. Is it torqued on, is it blocked, "
                        "does its driver listen?")
 

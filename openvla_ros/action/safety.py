@@ -130,8 +130,8 @@ MotionRule = Callable[[Twist, Course], Twist]
 
 def finite_motion(twist: Twist, course: Course) -> Twist:
     """NaN, infinity, and numbers that are no velocity of any arm, are no motion."""
-    largest = max(np.abs(twist.linear_m_s).max(), np.abs(twist.angular_rad_s).max())
-    return twist if largest <= ABSURD else ZERO  # NaN is not less than anything
+    small = (np.abs(twist.linear_m_s) <= ABSURD).all() and (np.abs(twist.angular_rad_s) <= ABSURD).all()  # NaN is not
+    return twist if small else ZERO
 
 
 def lead(twist: Twist, course: Course) -> Twist:
@@ -233,13 +233,13 @@ def _norm(vector: FloatArray) -> float:
 
 def _built_up(velocity: FloatArray, before: FloatArray, change: float) -> FloatArray:
     """The longest part of `velocity` that is at most `change` from `before`, or, where none is, the part that is nearest to it."""
-    if _norm(velocity - before) <= change + ROUNDING:
+    if _norm(velocity - before) <= change + ROUNDING or not velocity.any():
         return velocity
     share = _share_within(-before, velocity, change)
     if share > 0.0 or _norm(before) <= change:
         return velocity * share
-    nearest = float(velocity @ before) / float(velocity @ velocity)
-    return velocity * min(1.0, max(0.0, nearest))
+    unit = velocity / _norm(velocity)
+    return shorten(velocity, max(0.0, float(unit @ before)))
 
 
 def _share_within(start: FloatArray, move: FloatArray, longest: float) -> float:

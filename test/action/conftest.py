@@ -35,10 +35,10 @@ WIDOWX = RobotProfile(
 class Bench:
     """Time runs from 0; `at` says when chunks arrive [s], `sent` is what the arm got at which time [ns]."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, profile: RobotProfile = PROFILE, kinematics: Kinematics | None = None, **settings: object) -> None:
         self.settings = Settings(**settings)  # type: ignore[arg-type]
-        self.profile = PROFILE
-        self.pilot = Pilot(self.profile, self.settings)
+        self.profile = profile
+        self.pilot = Pilot(self.profile, self.settings, kinematics)
         self.period_ns = round(SECOND_NS / self.settings.rate_hz)
         self.time_ns = 0
         self.ros_offset_ns = ROS_START_NS
@@ -111,12 +111,11 @@ class Widow(Bench):
 
     def __init__(self, kinematics: Kinematics, position_m: Sequence[float] = (0.3, 0.0, 0.15), profile: RobotProfile = WIDOWX,
                  **settings: object) -> None:
-        super().__init__(**settings)
-        self.profile, self.kinematics = profile, kinematics
-        self.pilot = Pilot(profile, self.settings, kinematics)
+        super().__init__(profile, kinematics, **settings)
+        self.kinematics = kinematics
         down = from_rpy(np.array(position_m), np.array([0.0, 1.5707963, 0.0]))
         self.joints: FloatArray = self.reach(down, np.array([0.0, -0.3, 0.5, 0.0, 1.3, 0.0]))
-        self.finger_m, self.efforts, self.delay_ticks, self.blocked = 0.0225, np.zeros(7), 1, False
+        self.finger_m, self.efforts, self.delay_ticks, self.blocked = 0.035, np.zeros(7), 1, False
         self.stamp_lag_ns = 5_000_000
         self.tick()
 
@@ -138,7 +137,7 @@ class Widow(Bench):
         decision = super().tick(obstacles)
         moved = self.log[-1 - self.delay_ticks][1] if len(self.log) > self.delay_ticks else None
         if not self.blocked and moved is not None and moved.motion is not None and moved.target is not None:
-            self.joints = self.reach(moved.target, self.joints)
+            self.joints = self.kinematics.inverse(moved.target, self.joints).positions
         if decision.motion is not None and decision.motion.gripper is not None:
             self.finger_m = 0.010 + 0.025 * decision.motion.gripper
         return decision
@@ -161,6 +160,12 @@ def kinematics() -> Kinematics:
     """Of the shipped WidowX."""
     urdf = Path(__file__).parents[2] / "config" / "robots" / "wx250s.urdf"
     return Kinematics(urdf.read_text(encoding="utf-8"), "wx250s/ee_gripper_link", JOINTS, "wx250s/base_link")
+
+
+@pytest.fixture(scope="session")
+def widow_kind() -> type[Widow]:
+    """For tests that make many."""
+    return Widow
 
 
 @pytest.fixture
