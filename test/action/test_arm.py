@@ -179,7 +179,8 @@ def test_an_arm_that_turns_too_slowly_is_given_up_too(widow) -> None:
     arm = widow().resume()
     arm.blocked = True
     steady(arm, [0.0, 0.0, 0.0, 0.0, 0.0, 0.1], 3.0)
-    assert max(distance(decision.target, decision.measured)[1] for _, decision in arm.log if decision.target) == pytest.approx(0.3, abs=1e-5)
+    leads = [distance(decision.target, decision.measured)[1] for _, decision in arm.log if decision.target]
+    assert max(leads) == pytest.approx(0.3, abs=1e-5)
     assert "does not follow" in arm.pilot.stop_reason
 
 
@@ -437,7 +438,7 @@ def test_a_trajectory_is_told_the_way_to_the_end_of_the_step(widow) -> None:
     times = [time_s for time_s, _ in first.motion.ahead]
     assert times[0] == pytest.approx(0.04) and times[-1] == pytest.approx(0.2) and np.diff(times).min() >= 0.05 - 1e-9
     end = arm.kinematics.forward(first.motion.ahead[-1][1])
-    assert end.position_m == pytest.approx(first.measured.position_m + [0.04, 0, 0], abs=2e-5)
+    assert end.position_m == pytest.approx(first.measured.position_m + np.array([0.04, 0, 0]), abs=2e-5)
     assert arm.log[-1][1].motion.ahead == ()
 
 
@@ -451,7 +452,7 @@ EVENT = st.tuples(st.sampled_from(["resume", "take_over", "hold", "start", "stop
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(CHUNK, HAND, EVENT, st.none()), min_size=5, max_size=40), st.booleans())
-def test_whoever_asks_for_whatever_the_arm_gets_what_is_inside_every_limit(kinematics, widow_kind, inputs: list[object], preempt: bool) -> None:
+def test_whoever_asks_the_arm_gets_what_is_inside_every_limit(kinematics, widow_kind, inputs: list[object], preempt: bool) -> None:
     arm = widow_kind(kinematics, preempt=preempt)
     arm.blocked = True
     for item in inputs:

@@ -164,7 +164,7 @@ def test_any_motion_is_inside_every_limit_or_none(wish: list[float], place: tupl
     if not np.isfinite(wish).all():
         assert allowed is ZERO or not allowed.moving
     if allowed.moving:
-        again, repeated = limit(allowed, now)
+        again, _ = limit(allowed, now)
         assert np.abs(again.linear_m_s - allowed.linear_m_s).max() <= 1e-9
         assert np.abs(again.angular_rad_s - allowed.angular_rad_s).max() <= 1e-5  # the lead of a turn is found to a millionth
     assert len(rules) == len(set(rules))
@@ -175,7 +175,7 @@ def test_any_motion_is_inside_every_limit_or_none(wish: list[float], place: tupl
 def test_speed_and_acceleration_keep_the_direction(wish: list[float], before: tuple[float, ...]) -> None:
     asked = twist(*(math.copysign(min(abs(value), 900.0), value) for value in wish))
     allowed, _ = limit(asked, course(before=twist(*before)))
-    again, rules = limit(allowed, course(before=twist(*before)))
+    again, _ = limit(allowed, course(before=twist(*before)))
     assert np.abs(np.concatenate([again.linear_m_s - allowed.linear_m_s, again.angular_rad_s - allowed.angular_rad_s])).max() <= 1e-12
     for one, other in ((asked.linear_m_s, allowed.linear_m_s), (asked.angular_rad_s, allowed.angular_rad_s)):
         if math.hypot(*one) > 1e-6:

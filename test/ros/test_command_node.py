@@ -31,8 +31,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, String
+from sensor_msgs.msg import JointState, Joy
+from std_msgs.msg import Bool, Float64, String
 from std_srvs.srv import Trigger
 
 from openvla_ros.action.command import Twist, advanced
@@ -75,6 +75,10 @@ class World(Node):
         self.reset = self.create_client(Trigger, "reset_stop")
         self.parameters = self.create_client(SetParameters, "command_node/set_parameters")
         self.start = self.create_client(Trigger, "go_to_start")
+        self.hand = self.create_publisher(TwistStamped, "teleop/delta_twist_cmds", NEWEST_RELIABLE)
+        self.grips = self.create_publisher(Float64, "teleop/gripper", NEWEST_RELIABLE)
+        self.joy = self.create_publisher(Joy, "joy", NEWEST_RELIABLE)
+        self.enables = self.create_publisher(Bool, "enable", NEWEST_RELIABLE)
         self.sequence = 0
         self.sim_ns: int | None = None
         self.kinematics = Kinematics(read_urdf("wx250s", WX250S), "wx250s/ee_gripper_link", WX250S.arm.joints)
@@ -168,6 +172,28 @@ class World(Node):
         stamp_ns = self.send(*[[sign * FULL[0], *FULL[1:]]] * 10, session=session)
         self.until(lambda: any(speed(twist) > 0.1 for twist in self.twists[count:]), "the arm to move")
         return stamp_ns
+
+    def push(self, *velocity: float) -> None:
+        """One message of a teleop."""
+        message = TwistStamped()
+        message.header.stamp, message.header.frame_id = self.get_clock().now().to_msg(), "wx250s/base_link"
+        message.twist.linear.x, message.twist.linear.y, message.twist.linear.z = velocity
+        self.hand.publish(message)
+
+    def press(self, deflection: float, *buttons: int) -> None:
+        """One message of a joystick: its left stick and what is pressed."""
+        message = Joy(axes=[0.0, deflection, *[0.0] * 6], buttons=[int(number in buttons) for number in range(11)])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self.joy.publish(message)
+
+    def keep(self, act: Callable[[], None], good: Callable[[], Any], what: str) -> None:
+        """Do something 50 times per second until something holds."""
+        def again() -> Any:
+            act()
+            time.sleep(0.015)
+            return good()
+
+        self.until(again, what)
 
     def see(self, driver: str) -> None:
         """Wait until this is the driver that was announced last."""
@@ -451,6 +477,129 @@ def test_simulated_time(meet, start) -> None:
     finally:
         done.set()
         player.join()
+
+
+def test_hand_and_policy(meet, start) -> None:
+    """A teleop takes over in the middle of the policy's motion, hands back, and is stopped."""
+    world = meet()
+    start(output="servo_twist", max_observation_age_s=AGE_S, joy="xbox")
+    world.until(lambda: world.hand.get_subscription_count() and world.joy.get_subscription_count(), "command_node to listen")
+    world.start_policy()
+    world.move()
+    count = len(world.twists)
+    world.keep(lambda: world.push(0.0, 0.1, 0.0), lambda: world.drivers[-1] == "HUMAN" and world.twists[-1].twist.linear.y == 0.1,
+               "the hand to move the arm")
+    velocities = np.array([[twist.twist.linear.x, twist.twist.linear.y, twist.twist.linear.z] for twist in world.twists[count - 1:]])
+    assert np.linalg.norm(np.diff(velocities, axis=0), axis=1).max() <= 2.5 * TICK_S + 1e-6, "a bump at the switch"
+
+    # The policy goes on proposing; what it says is told, and not played.
+    world.send([0.01, 0.02, 0.03, 0, 0, 0, 1.0])
+    world.keep(lambda: world.push(0.0, 0.1, 0.0), lambda: world.reports[-1].proposal_valid, "the proposal in the report")
+    report = world.reports[-1]
+    assert report.driver == CommandReport.HUMAN and report.intervention and report.proposal.translation.y == 0.02
+    world.keep(lambda: world.push(0.0, 0.1, 0.0), lambda: world.reports[-1].sent.translation.y == pytest.approx(0.02),
+               "the human's steps in the report")
+    assert not any(report.step_started for report in world.reports if report.driver == CommandReport.HUMAN)
+
+    # The teleop dies: the arm stops within 0.2 s, one tick and the ramp; the policy does not come back by itself.
+    last_ns = world.now_ns()
+    world.rest("the teleop went silent")
+    world.silence()
+    moving = [to_ns(twist.header.stamp) for twist in world.twists if speed(twist)]
+    assert moving[-1] - last_ns <= (0.2 + TICK_S + 0.1 / 2.5 + float(world.value("tick_late_max_ms")) / 1000 + 0.05) * SECOND_NS
+    world.see("HUMAN")
+
+    # Wrong frame: nothing moves.
+    wrong = TwistStamped()
+    wrong.header.stamp, wrong.header.frame_id, wrong.twist.linear.x = world.get_clock().now().to_msg(), "world", 0.1
+    world.hand.publish(wrong)
+    world.until(lambda: "frame 'world'" in world.reports[-1].stop_reason, "the reason")
+
+    # Back to the policy, and the joystick: a stick without the deadman does nothing, with it it drives; B stops everything.
+    world.start_policy()
+    world.see("POLICY")
+    world.move()
+    for _ in range(10):
+        world.press(1.0)
+        time.sleep(0.02)
+    assert world.drivers[-1] == "POLICY"
+    world.keep(lambda: world.press(1.0, 5), lambda: world.drivers[-1] == "HUMAN" and speed(world.twists[-1]) == pytest.approx(0.1),
+               "the joystick to move the arm")
+    world.press(1.0, 5, 1)
+    world.see("STOPPED")
+    world.silence()
+    assert world.call(world.reset, Trigger.Request()).success
+    world.press(0.0)
+    world.until(lambda: world.choose(HUMAN).success, "HUMAN by service")
+    world.press(0.0, 2)  # X
+    world.see("HOLD")
+
+
+def test_the_arm_and_its_surroundings(meet, start) -> None:
+    """What the joint states say stops the arm; and the way to the start pose."""
+    world = meet()
+    start(output="servo_twist", max_observation_age_s=AGE_S)
+    world.until(lambda: world.reports and world.reports[-1].measured_pose_valid, "the joint states to be heard")
+
+    # go_to_start moves the arm there, slowly; POLICY ends it.
+    answer = world.call(world.start, Trigger.Request())
+    assert answer.success and "'bridge'" in answer.message
+    world.until(lambda: any("at the start pose 'bridge'" in report.stop_reason for report in world.reports), "the arrival")
+    assert world.pose.position_m == pytest.approx([0.3, 0.0, 0.15], abs=0.004)
+    assert max(map(speed, world.twists)) < 0.05 * 1.01 + 0.25 * 1.01
+    world.start_policy()
+    assert "works in HOLD only" in world.call(world.start, Trigger.Request()).message
+
+    # Joint states cease.
+    world.move()
+    world.mute = True
+    silent_ns = world.now_ns()
+    world.rest("the newest joint states are")
+    world.see("HOLD")
+    world.silence()
+    moving = [to_ns(twist.header.stamp) for twist in world.twists if speed(twist)]
+    assert moving[-1] - silent_ns <= (0.25 + TICK_S + RAMP_S + float(world.value("tick_late_max_ms")) / 1000 + 0.05) * SECOND_NS
+    assert "joint states are" in world.choose(POLICY).reason and "joint states are" in world.choose(HUMAN).reason
+    world.mute = False
+
+    # The arm does not follow, and is given up after a second at its leash.
+    world.place(0.2)
+    world.start_policy()
+    world.blocked = True
+
+    def insist() -> None:
+        world.send(*[[0.02, 0, 0, 0, 0, 0, 1.0]] * 4)
+        time.sleep(0.1)
+
+    world.keep(insist, lambda: "does not follow" in world.reports[-1].stop_reason, "the arm to be given up")
+    world.see("HOLD")
+    world.blocked = False
+
+    # It pushes too hard.
+    world.start_policy()
+    world.move()
+    world.efforts = [0.0, 1711.0, 0.0, 0.0, 0.0, 0.0]
+    world.rest("shoulder pushes with 1711, allowed 1710")
+    world.see("HOLD")
+    assert "still pushes too hard" in world.choose(POLICY).reason
+    world.efforts = [0.0] * 6
+
+    # It stands outside the box: a policy may not drive, a hand may.
+    world.place(0.3, -0.03)
+    world.until(lambda: "outside the workspace: z is -0.030 m" in world.choose(POLICY).reason, "POLICY to be refused")
+    assert world.choose(HUMAN).success and world.choose(HOLD).success
+
+
+def test_the_enable_heartbeat(meet, start) -> None:
+    world = meet()
+    start(output="servo_twist", max_observation_age_s=AGE_S, require_enable=True)
+    world.until(lambda: "the enable heartbeat is missing" in world.choose(HUMAN).reason, "the refusal")
+    beat = world.create_timer(0.1, lambda: world.enables.publish(Bool(data=True)))
+    world.start_policy()
+    world.move()
+    beat.cancel()
+    world.rest("the enable heartbeat is missing")
+    world.see("HOLD")
 
 
 def test_dry_run_in_a_namespace_with_a_parameter_file(meet, start, checkout: Path, tmp_path: Path) -> None:
