@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, FloatArray, Pose, ReceivedChunk
+from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, FloatArray, Pose, ReceivedChunk, RobotState
 from openvla_ros.errors import ConfigurationError, DependencyMissing
 from openvla_ros.share import share_folder
 
@@ -151,22 +151,40 @@ def safety_chain() -> Call:
 
 
 def pilot_tick() -> Call:
-    """One tick of the pure core while the policy drives, with a new chunk at every sixth, as at 5 Hz."""
-    from openvla_ros.action.pilot import Now, Pilot, Settings
+    """One tick of the pure core while the policy drives, with a new chunk at every sixth, as at 5 Hz. No arm is measured."""
+    return _pilot("wx250s_replay", "servo_twist")
+
+
+def pilot_tick_joints() -> Call:
+    """The same with an arm that follows exactly: forward kinematics of the joint states, all rules, and inverse kinematics."""
+    return _pilot("wx250s", "interbotix")
+
+
+def _pilot(robot: str, output: str) -> Call:
+    from openvla_ros.action.pilot import Inputs, Now, Pilot, Settings
     from openvla_ros.ros.profile import read_robot
 
-    settings = Settings()
-    pilot, period_ns = Pilot(read_robot("wx250s"), settings), round(1e9 / settings.rate_hz)
-    frame_id, step = read_robot("wx250s").base_frame, Action.from_vector([0.02, 0.01, -0.01, 0.05, 0.0, 0.1, 1.0])
-    numbers, start_ns = itertools.count(), 1_700_000_000_000_000_000
-    pilot.resume(Now(start_ns, start_ns))
+    profile, settings = read_robot(robot).through(output), Settings()
+    pilot, period_ns = Pilot(profile, settings, widowx() if profile.arm else None), round(1e9 / settings.rate_hz)
+    numbers, start_ns = itertools.count(1), 1_700_000_000_000_000_000
+    joints = WIDOWX_AT_WORK
+
+    def measured(now_ns: int) -> RobotState | None:
+        return RobotState(WIDOWX_JOINTS, joints, np.zeros(0), np.zeros(0), now_ns) if profile.arm else None
 
     def call() -> object:
+        nonlocal joints
         number = next(numbers)
-        now_ns = start_ns + number * period_ns
-        chunk = ReceivedChunk(ActionChunk((step,), 0.2, now_ns), ChunkIdentity(1, 1, number), frame_id)
-        return pilot.step(Now(now_ns, now_ns), [chunk] if number % 6 == 0 else ())
+        now_ns, sign = start_ns + number * period_ns, 1.0 if number // 6 % 2 else -1.0  # to and fro, so it never arrives anywhere
+        step = Action.from_vector([0.02 * sign, 0.01 * sign, -0.01 * sign, 0.05 * sign, 0.0, 0.1 * sign, 1.0])
+        chunk = ReceivedChunk(ActionChunk((step,), 0.2, now_ns), ChunkIdentity(1, 1, number), profile.base_frame)
+        decision = pilot.step(Now(now_ns, now_ns), measured(now_ns), Inputs(received=(chunk,) if number % 6 == 0 else ()))
+        if decision.motion is not None and decision.motion.joints is not None:
+            joints = decision.motion.joints
+        return decision
 
+    pilot.step(Now(start_ns, start_ns), measured(start_ns))
+    pilot.resume(Now(start_ns, start_ns))
     return call
 
 
@@ -177,6 +195,7 @@ ITEMS: dict[str, Callable[[], Call]] = {
     "inverse kinematics, out of reach": inverse_kinematics_out_of_reach,
     "safety chain, one step": safety_chain,
     "pilot, one tick": pilot_tick,
+    "pilot, one tick through the joints": pilot_tick_joints,
 }
 """Row -> what prepares its call. A name is what `--against` finds an earlier number by."""
 
