@@ -23,6 +23,8 @@ from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
+from openvla_ros.ros.profile import read_robot
+
 CONFIG = Path(get_package_share_directory("openvla_ros")) / "config"
 
 YES_NO = ["true", "false"]
@@ -47,8 +49,12 @@ def generate_launch_description() -> LaunchDescription:
                               description="Attention kernel; flash needs flash-attn. " + AS_FILE),
         DeclareLaunchArgument("robot", default_value="wx250s", description="Robot profile: a name in config/robots or the path of "
                               "a .yaml file."),
+        DeclareLaunchArgument("output", default_value="", description="How commands reach the arm: one that the robot profile describes, "
+                              "such as interbotix, trajectory, servo_twist or servo_pose. Empty: the profile's own."),
+        DeclareLaunchArgument("joy", default_value="", description="Joystick map in config/joy (xbox, game_controller) or a .yaml file. "
+                              "Empty: no joystick."),
         DeclareLaunchArgument("base_frame", default_value="", description="Frame of the deltas, given to both nodes. Empty: as "
-                              "their parameter files say."),
+                              "the robot profile says."),
         DeclareLaunchArgument("namespace", default_value="", description="Namespace of both nodes, one per robot."),
         DeclareLaunchArgument("image_topic", default_value="image", description="Camera topic as it is published, such as "
                               "/camera/image_raw or /camera/image_raw/compressed."),
@@ -56,8 +62,9 @@ def generate_launch_description() -> LaunchDescription:
                               description="raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage."),
         DeclareLaunchArgument("instruction_topic", default_value="instruction", description="Topic with the instruction "
                               "(std_msgs/String; latched is best)."),
-        DeclareLaunchArgument("command_topic", default_value="", description="Where the arm listens, such as "
-                              "/servo_node/delta_twist_cmds. Empty: delta_twist_cmds in the namespace."),
+        DeclareLaunchArgument("command_topic", default_value="", description="For servo_twist: where the arm listens, such as "
+                              "/servo_node/delta_twist_cmds. Empty: delta_twist_cmds in the namespace. The other outputs' topics are in "
+                              "the robot profile."),
         DeclareLaunchArgument("dry_run", default_value="false", choices=YES_NO, description="true: compute and report everything, "
                               "have no publisher to the arm. false: as params_file says."),
         DeclareLaunchArgument("action_scale", default_value="", description="Factor on the policy's motions, 0 to 1; 0.1 is a good "
@@ -86,16 +93,18 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         """Arguments that are not empty, as texts: launch would make a number of a name such as '1'."""
         return {name: ParameterValue(value(name), value_type=str) for name in names if value(name)}
 
+    # One name for both nodes: command_node refuses chunks in any other frame than its own.
+    frame = {"base_frame": ParameterValue(value("base_frame") or read_robot(value("robot")).base_frame, value_type=str)}
     sim_time = {"use_sim_time": value("use_sim_time") == "true"}
     image = "image" if value("image_transport") == "raw" else "image/compressed"
     policy = LifecycleNode(
         package="openvla_ros", executable="policy_node", name="policy_node", namespace=value("namespace"), output="screen",
         parameters=[value("policy_params_file"), sim_time, given(
-            "checkpoint", "policy", "unnorm_key", "device", "dtype", "quantization", "attention", "base_frame", "image_transport")],
+            "checkpoint", "policy", "unnorm_key", "device", "dtype", "quantization", "attention", "image_transport"), frame],
         remappings=[(image, value("image_topic")), ("instruction", value("instruction_topic"))],
         arguments=["--ros-args", "--log-level", value("log_level")])
 
-    limits: dict[str, object] = dict(given("robot", "base_frame"))
+    limits: dict[str, object] = {**given("robot", "output", "joy"), **frame}
     if value("dry_run") == "true":
         limits["dry_run"] = True
     if value("action_scale"):
