@@ -195,7 +195,6 @@ class CommandNode(Node):  # type: ignore[misc]
         brief = Duration(seconds=0.2)
         if self._output is not None:
             self._output.flush(brief)
-            self._output.close()
         for publisher in (self._drivers, self._reports):
             publisher.wait_for_all_acked(brief)
 

@@ -18,7 +18,7 @@ from openvla_ros.robot import RobotProfile
 
 
 class Output(Protocol):
-    """The way to one arm. Made at start-up; every method is called on the node's only executor thread and must not wait."""
+    """The way to one arm. Made at start-up; every method but `flush` is called on the node's only executor thread, and must not wait."""
 
     @property
     def topic(self) -> str:
@@ -43,10 +43,7 @@ class Output(Protocol):
         """Numbers and words for diagnostics."""
 
     def flush(self, wait: Duration) -> None:
-        """Wait until what was sent has arrived, at most so long. The one call that may wait."""
-
-    def close(self) -> None:
-        """Leave the topics. Nothing is sent after it."""
+        """The last call: end what would not end by itself, and wait until everything has arrived, at most so long."""
 
 
 def make_output(node: Node, profile: RobotProfile) -> Output:

@@ -58,10 +58,7 @@ class Gripper(Protocol):
         """Numbers and words for diagnostics."""
 
     def flush(self, wait: Duration) -> None:
-        """Wait until what was sent has arrived."""
-
-    def close(self) -> None:
-        """Leave the topics."""
+        """The last call, as that of an Output."""
 
 
 class TrajectoryGripper:
@@ -99,10 +96,6 @@ class TrajectoryGripper:
     def flush(self, wait: Duration) -> None:
         """Wait until the controller has it."""
         self._trajectories.wait_for_all_acked(wait)
-
-    def close(self) -> None:
-        """Leave the topic. The controller holds the finger."""
-        self._node.destroy_publisher(self._trajectories)
 
 
 class InterbotixGripper:
@@ -157,13 +150,6 @@ class InterbotixGripper:
         """Stop pressing, and wait until the driver knows: nobody else would."""
         self._ease()
         self._commands.wait_for_all_acked(wait)
-
-    def close(self) -> None:
-        """Stop pressing, and leave the topics."""
-        self._ease()
-        self._node.destroy_timer(self._timer)
-        self._node.destroy_subscription(self._states)
-        self._node.destroy_publisher(self._commands)
 
     def _ask_mode(self) -> Conversation:
         info = yield Question(self._info, self._services.RobotInfo.Request(cmd_type="single", name=self._motor), REMEDY)
@@ -245,11 +231,6 @@ class WithGripper:
         """Both, one after the other."""
         self._arm.flush(wait)
         self._gripper.flush(wait)
-
-    def close(self) -> None:
-        """Both."""
-        self._arm.close()
-        self._gripper.close()
 
 
 def with_gripper(node: Node, profile: RobotProfile, arm: Output) -> Output:

@@ -99,10 +99,6 @@ class Interbotix:
         """Wait until the driver has them."""
         self._commands.wait_for_all_acked(wait)
 
-    def close(self) -> None:
-        """Leave the topic. The motors hold their last goal."""
-        self._node.destroy_publisher(self._commands)
-
     def _set_up(self) -> Conversation:
         info = yield Question(self._info, self._services.RobotInfo.Request(cmd_type="group", name=self._group), REMEDY)
         if list(info.joint_names) != self._joints:

@@ -67,7 +67,3 @@ class ServoPose:
     def flush(self, wait: Duration) -> None:
         """Wait until every listener has them."""
         self._poses.wait_for_all_acked(wait)
-
-    def close(self) -> None:
-        """Leave the topic."""
-        self._node.destroy_publisher(self._poses)

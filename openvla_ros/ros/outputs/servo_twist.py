@@ -56,7 +56,3 @@ class ServoTwist:
     def flush(self, wait: Duration) -> None:
         """Wait until every listener has them."""
         self._twists.wait_for_all_acked(wait)
-
-    def close(self) -> None:
-        """Leave the topic."""
-        self._node.destroy_publisher(self._twists)

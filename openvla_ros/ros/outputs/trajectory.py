@@ -72,7 +72,3 @@ class Trajectory:
     def flush(self, wait: Duration) -> None:
         """Wait until the controller has them."""
         self._trajectories.wait_for_all_acked(wait)
-
-    def close(self) -> None:
-        """Leave the topic. The controller holds the end of the last trajectory."""
-        self._node.destroy_publisher(self._trajectories)
