@@ -94,7 +94,8 @@ def main(
     if bag or robot:
         profile = checked_robot(robot or REPLAY_ROBOT, bag, dry_run)
         command_values["robot"] = robot or REPLAY_ROBOT
-        policy_values["base_frame"], command_topic = profile.base_frame, profile.command_topic
+        policy_values["base_frame"] = profile.base_frame
+        command_topic = profile.command_topic if profile.output == "servo_twist" else ""  # the others speak other messages
     instruction_topic = "run_instruction" if bag and instruction else "instruction"
     remaps = {"instruction": instruction_topic if instruction or not camera.instruction_topic else camera.instruction_topic}
     if camera.topic:

@@ -27,7 +27,7 @@ class ArmListener:
         Raises ConfigurationError when the profile's own URDF does not fit it, DependencyMissing without pinocchio.
         """
         self._node, self._profile, self._arm = node, profile, arm
-        self.kinematics = Kinematics(urdf_text, arm.ee_link, arm.joints) if urdf_text else None  # of the newest usable URDF
+        self.kinematics = self._read(urdf_text) if urdf_text else None  # of the newest usable URDF
         self.state: RobotState | None = None
         self.trouble = ""  # what is wrong with robot_description or with the shape of the joint states
         self._urdf = urdf_text
