@@ -39,6 +39,7 @@ from std_msgs.msg import Float64, Int8, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from openvla_ros.action.gripper import FULL_PWM
 from openvla_ros.action.kinematics import Kinematics
 from openvla_ros.contract import Action, ActionChunk, ChunkIdentity
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_chunk_message, to_duration, to_ns, to_time
@@ -354,12 +355,12 @@ def test_interbotix_sets_the_profile_by_registers_and_presses_the_gripper(play: 
 
     obstacle.publish(Float64(data=0.025))
     world.grip(0.0)
-    world.until(lambda: world.pwm[-1] <= -300.0, "the fingers to press", world.pwm)
+    world.until(lambda: world.pwm[-1] == -FULL_PWM, "the fingers to press", world.pwm)
     assert world.finger() == pytest.approx(0.025, abs=1e-4)
     assert world.call(world.set_driver, SetDriver.Request(driver=SetDriver.Request.HOLD)).success
     pressed = len(world.pwm)
     time.sleep(QUIET_S)
-    assert world.pwm[-1] <= -300.0 and len(world.pwm) == pressed  # what is held is not dropped; the motor keeps its last value
+    assert world.pwm[-1] == -FULL_PWM and len(world.pwm) == pressed  # what is held is not dropped; the motor keeps its last value
 
     world.command.send_signal(signal.SIGTERM)
     assert world.command.wait(10) == 0
