@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test docs lint clean
+.PHONY: help setup run test test-faults fuzz docs lint clean
 
 # An apt ROS or another environment of ROS wheels in the calling shell must not lend its libraries to ours.
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH
@@ -14,10 +14,11 @@ CHECKPOINT ?= build/tiny_checkpoint
 ROBOT ?=
 INSTRUCTION ?=
 ARGS ?=
+SEED ?= 0
 export BAG CHECKPOINT ROBOT INSTRUCTION  # the shell quotes them, so blanks and apostrophes are safe
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: ## make .venv with ROS 2 Jazzy, openvla_msgs and this package; nothing to do when it is there and up to date
 	@./setup.sh
@@ -40,6 +41,12 @@ build/synthetic_episode: | setup
 
 test: setup ## all tests, lint and types included: make test [ARGS="-k word"]
 	@.venv/bin/python -m pytest $(ARGS)
+
+test-faults: setup ## every fault scenario, about five minutes; make test runs a few of them
+	@.venv/bin/python -m pytest test/faults -m faults $(ARGS)
+
+fuzz: setup ## millions of odd numbers through the safety chains, about a minute: make fuzz [SEED=number]
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest test/fuzz -m fuzz --hypothesis-seed=$(SEED) $(ARGS)
 
 docs: setup ## write the parameter tables of the documentation from the code
 	@.venv/bin/python docs/tables.py

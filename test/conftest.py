@@ -6,8 +6,8 @@ import itertools
 import os
 import random
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,6 +74,23 @@ def is_quiet(domain: int) -> bool:
     return True
 
 
+@contextmanager
+def quiet_domain() -> Iterator[int]:
+    """Hold a ROS domain that nobody else on this machine has, 1 to 100."""
+    from domain_coordinator import domain_id
+
+    with ExitStack() as held:
+        while not is_quiet(number := held.enter_context(domain_id(selector=lambda: next(DOMAINS)))):
+            pass
+        yield number
+
+
+@pytest.fixture(scope="session")
+def hold_domain() -> Callable[[], AbstractContextManager[int]]:
+    """`quiet_domain`, for tests that share nodes or need several domains; the others take `ros_domain_id`."""
+    return quiet_domain
+
+
 @pytest.fixture
 def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A ROS domain that nobody else on this machine has (1 to 100), held for one test and set in this process's environment.
@@ -82,11 +99,7 @@ def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     forgotten node) is passed over. Nodes made in the test process itself are in it after `rclpy.init()`; for child processes use
     `ros_environment`.
     """
-    from domain_coordinator import domain_id
-
-    with ExitStack() as held:
-        while not is_quiet(number := held.enter_context(domain_id(selector=lambda: next(DOMAINS)))):
-            pass
+    with quiet_domain() as number:
         monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
         monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         yield number
