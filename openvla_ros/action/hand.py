@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from openvla_ros.action.command import NOBODY, PlayedStep, Twist, to_action
 from openvla_ros.action.teleop import TeleopRequest
+from openvla_ros.contract import STEP_S
 
 SECOND_NS = 1_000_000_000
 
@@ -56,6 +58,38 @@ class Hand:
         """A device that asked for motion went silent, instead of saying that it ends."""
         newest = max(self._held.values(), key=lambda held: held.until_ns, default=None)
         return newest is not None and tick_ns >= newest.until_ns and newest.request.deadman and newest.request.twist.moving
+
+
+class Tick(NamedTuple):
+    """What a human asked for in one tick, and what was sent."""
+
+    asked: Twist
+    sent: Twist
+    gripper: float | None
+
+
+class HumanRecord:
+    """A human's motion as steps of STEP_S, so that it can be compared with what the policy proposed. Rest is not recorded."""
+
+    def __init__(self) -> None:
+        self._ticks: list[Tick] = []
+
+    def tick(self, asked: Twist, sent: Twist, gripper: float | None, opening: float | None, period_s: float,
+             rules: tuple[str, ...]) -> PlayedStep | None:
+        """One tick of motion. The step that it ends, or None. opening: where the gripper was sent; rules: those that act now."""
+        if self._ticks or asked.moving or sent.moving or gripper is not None:
+            self._ticks.append(Tick(asked, sent, gripper))
+        if (len(self._ticks) + 0.5) * period_s < STEP_S:
+            return None
+        ticks, self._ticks = self._ticks, []
+        duration_s, kept = len(ticks) * period_s, opening or 0.0
+        wishes = [tick.gripper for tick in ticks if tick.gripper is not None]
+        return PlayedStep(NOBODY, 0, to_action(_mean([tick.asked for tick in ticks]), duration_s, wishes[-1] if wishes else kept),
+                          to_action(_mean([tick.sent for tick in ticks]), duration_s, kept), rules)
+
+
+def _mean(twists: list[Twist]) -> Twist:
+    return Twist(np.mean([twist.linear_m_s for twist in twists], axis=0), np.mean([twist.angular_rad_s for twist in twists], axis=0))
 
 
 def is_finite(request: TeleopRequest) -> bool:

@@ -1,4 +1,4 @@
-"""Joins schedule, safety, handoff and target: what came in since the last tick -> what the arm is sent now.
+"""Joins playback, safety, handoff and target: what came in since the last tick -> what the arm is sent now.
 
 Pure: time is an argument, nothing is published here, no thread is started. One thread at a time may call.
 
@@ -21,18 +21,19 @@ from typing import NamedTuple
 import numpy as np
 
 from openvla_ros.action.approach import Approach
-from openvla_ros.action.command import NOBODY, ZERO, Motion, Phase, PlayedStep, Twist, shorten, slew, slow_down, to_action, to_twist
-from openvla_ros.action.hand import Hand, is_finite
+from openvla_ros.action.command import NOBODY, ZERO, Motion, Phase, PlayedStep, Twist, shorten, slew, slow_down
+from openvla_ros.action.hand import Hand, HumanRecord, is_finite
 from openvla_ros.action.handoff import Driver, next_driver
 from openvla_ros.action.kinematics import Kinematics
+from openvla_ros.action.playback import Playback
 from openvla_ros.action.pose import from_rpy
-from openvla_ros.action.safety import Course, Refusal, Situation, Verdict, judge, limit, opened, outside, refuse_content
-from openvla_ros.action.schedule import SECOND_NS, Play, Schedule
+from openvla_ros.action.safety import Refusal, outside, refuse_content
+from openvla_ros.action.schedule import SECOND_NS
 from openvla_ros.action.state import Measured, asleep, measure, strained
 from openvla_ros.action.target import Target
 from openvla_ros.action.tedium import Tedium
 from openvla_ros.action.teleop import TeleopRequest
-from openvla_ros.contract import STEP_S, Action, ChunkIdentity, FloatArray, Pose, ReceivedChunk, RobotState
+from openvla_ros.contract import Action, ChunkIdentity, FloatArray, Pose, ReceivedChunk, RobotState
 from openvla_ros.errors import ConfigurationError, HandoffRefused
 from openvla_ros.robot import RobotProfile
 
@@ -62,14 +63,6 @@ class Now(NamedTuple):
 
     tick_ns: int
     ros_ns: int
-
-
-class HumanTick(NamedTuple):
-    """What a human asked for in one tick, and what was sent."""
-
-    asked: Twist
-    sent: Twist
-    gripper: float | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +139,7 @@ class Pilot:
         self._blind = {} if profile.arm is None else {"joint_states": "the joint states were not looked at yet. Call again."}
         self._told: Mapping[str, str] = NOTHING  # obstacles of the last tick's inputs
         self._hand, self._touching, self._took_over = Hand(), False, False
-        self._human_step: list[HumanTick] = []  # of the step that is recorded
+        self._record = HumanRecord()
         self._approach: Approach | None = None
         self._enabled_ns: int | None = None
         self._strained = False
@@ -154,9 +147,6 @@ class Pilot:
         self._ramping = False
         self._silent_from_ns: int | None = None
         self._speaking = False  # something was sent at the last tick
-        self._started: Play | None = None
-        self._played: PlayedStep | None = None  # of `_started`
-        self._before = ZERO  # the velocity that it follows
         self._acting: tuple[str, ...] = ()  # rules that limited the motion of the last tick
         self._refused: list[str] = []
         self._fell = False
@@ -179,7 +169,7 @@ class Pilot:
             raise ConfigurationError(f"start_pose {settings.start_pose!r} is unknown; this profile has {', '.join(known) or 'none'}.")
         self._settings = settings
         self._period_ns = round(SECOND_NS / settings.rate_hz)
-        self._schedule = Schedule(settings.preempt)
+        self._playback = Playback(self._profile, self._period_ns, settings.preempt, settings.action_scale, settings.max_observation_age_s)
         self._tedium = Tedium(settings.stuck_after)
 
     def adopt(self, kinematics: Kinematics | None) -> None:
@@ -247,7 +237,7 @@ class Pilot:
         if driver is before:
             return
         self._switch(driver, BY_HAND)
-        self._took_over, self._proposal, self._human_step = before is Driver.POLICY, None, []
+        self._took_over, self._proposal, self._record = before is Driver.POLICY, None, HumanRecord()
 
     def hold(self) -> None:
         """Whoever drives -> HOLD with a soft stop. Raises HandoffRefused when STOPPED."""
@@ -425,7 +415,7 @@ class Pilot:
             self._drop(why)
         else:
             self._session, self._observed_ns = identity.session, chunk.observation_stamp_ns
-            self._schedule.put(received)
+            self._playback.put(received)
 
     def _untimely(self, stamp_ns: int, now: Now) -> Refusal | None:
         """Why a chunk comes at the wrong time; the one that plays goes on."""
@@ -452,11 +442,8 @@ class Pilot:
                        "See the policy's diagnostics, then choose POLICY again.")
         elif age_s > allowed_s and self._stop_reason == WAITING:
             self._stop_reason = f"the newest observation is older than {allowed_s:g} s"
-        playing = self._schedule.playing
-        if (playing is not None and playing.end_ns > now.tick_ns and self._schedule.waiting is not None
-                and self._age_s(playing, now) > allowed_s):
-            self._count("age")
-            self._schedule.skip()  # the fresher chunk need not wait for the end of a step that may not be played on
+        if self._playback.skip_aged(now.tick_ns, now.ros_ns):
+            self._count("age")  # the fresher chunk need not wait for the end of a step that may not be played on
 
     # ------------------------------------------------------------------ the motion of this tick
 
@@ -487,61 +474,25 @@ class Pilot:
         return Phase.ZEROS if self._waits(now) else None, None, False
 
     def _play(self, now: Now) -> tuple[PlayedStep, bool] | None:
-        """The steps of the policy in the coming tick: the newest of them, and whether it starts in it. None: there is none."""
-        shares: list[tuple[Action, float]] = []
-        newest, verdict, until_ns = None, None, now.tick_ns + self._period_ns
-        plays = self._schedule.window(now.tick_ns, until_ns)
-        for play in plays:
-            verdict = judge(self._scaled(play.step), Situation(
-                self._age_s(play, now), self.settings.max_observation_age_s, self._profile.limits))
-            if verdict.action is None and play is not plays[-1]:
-                continue  # the rest of a step that grew too old in its last tick; what follows it is judged by itself
-            if verdict.action is None:
-                self._refuse(Refusal(verdict.rules[-1], verdict.reason))
-                return None
-            shares.append((verdict.action, play.share(now.tick_ns, until_ns)))
-            newest = play
-        if newest is None or verdict is None or verdict.action is None:
-            if self._started is not None:
-                self._started, self._stop_reason = None, WAITING
+        """The policy's step in the coming tick, and whether it starts in it. None: there is none."""
+        was_playing = self._playback.playing
+        played = self._playback.play(now.tick_ns, now.ros_ns, self._target, self._measured if self.settings.dry_run else None)
+        if isinstance(played, Refusal):
+            self._refuse(played)
             return None
-        if started := newest is not self._started:
-            self._begin(newest, verdict, plays[-2] if len(plays) > 1 else None)
-        assert self._played is not None, "it was made when the step began"
+        if played is None:
+            if was_playing:
+                self._stop_reason = WAITING
+            return None
+        if played.started:
+            self._stop_reason = ""
+            self._tedium.watch(played.step.requested)
+            self.counts.update(("steps", *played.step.rules))
         self._ramping = False
-        self._drive(to_twist(shares, self._period_s), self._before, newest.received.chunk.step_s, self._played.rules)
+        self._drive(played.wish, played.before, played.step_s, played.step.rules)
         if self._profile.gripper is not None:
-            self._target.open(verdict.action.gripper, self._period_s)
-        return self._played, started
-
-    def _begin(self, play: Play, verdict: Verdict, previous: Play | None) -> None:
-        """A new step. It follows the velocity of the step that ends in the same tick, else what was sent last."""
-        assert verdict.action is not None
-        self._before = self._target.twist
-        if previous is not None and previous is self._started and self._played is not None:
-            self._before = to_twist([(self._played.sent, 1.0)], previous.received.chunk.step_s)
-        if self._settings.dry_run and self._measured is not None:
-            self._target.place(self._measured)
-        self._started, self._stop_reason = play, ""
-        self._played = self._foretold(play, verdict.action, verdict.rules)
-        self._tedium.watch(play.step)
-        self.counts.update(("steps", *self._played.rules))
-
-    def _foretold(self, play: Play, action: Action, rules: tuple[str, ...]) -> PlayedStep:
-        """The step as it will have gone to the arm. The lead is left out: it depends on how the arm follows meanwhile."""
-        step_s, target = play.received.chunk.step_s, self._target
-        wish = to_twist([(action, 1.0)], step_s)
-        twist, acted = limit(wish, Course(self._profile.limits, step_s, target.pose, None, self._before, step_s))
-        opening = action.gripper
-        if self._profile.gripper is not None:
-            opening = opened(target.gripper, action.gripper, step_s)
-            acted += ("gripper_rate",) if abs(opening - action.gripper) > 1e-9 else ()
-        sent = action
-        if twist is not wish:
-            sent = to_action(twist, step_s, opening)
-        elif opening != action.gripper:
-            sent = Action(action.translation_m, action.rotation_rad, opening)
-        return PlayedStep(play.received.identity, play.received.chunk.observation_stamp_ns, play.step, sent, (*rules, *acted))
+            self._target.open(played.opening, self._period_s)
+        return played.step, played.started
 
     def _obey(self, now: Now) -> tuple[Phase | None, PlayedStep | None, bool]:
         """The human's motion, slewed at the allowed acceleration."""
@@ -559,21 +510,8 @@ class Pilot:
             self._stop_reason = ""
         elif not self._stop_reason:
             self._stop_reason = "the teleop went silent" if self._hand.silent(now.tick_ns) else BY_HAND
-        if moving or self._human_step:
-            self._human_step.append(HumanTick(wish, self._target.twist, request.gripper))
-        step = self._recorded() if (len(self._human_step) + 0.5) * self._period_s >= STEP_S else None
+        step = self._record.tick(wish, self._target.twist, request.gripper, self._target.gripper, self._period_s, self._acting)
         return Phase.MOVING if moving else None, step, False
-
-    def _recorded(self) -> PlayedStep:
-        """The human's motion of the last STEP_S, as a step."""
-        ticks, self._human_step = self._human_step, []
-        duration_s, opening = len(ticks) * self._period_s, self._target.gripper or 0.0
-        asked, sent = (to_action(Twist(np.mean([twist.linear_m_s for twist in twists], axis=0),
-                                       np.mean([twist.angular_rad_s for twist in twists], axis=0)), duration_s, opening)
-                       for twists in ([tick.asked for tick in ticks], [tick.sent for tick in ticks]))
-        wishes = [tick.gripper for tick in ticks if tick.gripper is not None]
-        requested = Action(asked.translation_m, asked.rotation_rad, wishes[-1]) if wishes else asked
-        return PlayedStep(NOBODY, 0, requested, sent, self._acting)
 
     def _approach_start(self) -> Phase:
         """One tick of the slow way to the start pose."""
@@ -613,9 +551,9 @@ class Pilot:
 
     def _ahead(self, now: Now) -> tuple[tuple[float, FloatArray], ...]:
         """Along the step that plays, for an output that is told at once."""
-        if self._profile.output != "trajectory" or self._driver is not Driver.POLICY or self._started is None:
+        if self._profile.output != "trajectory" or self._driver is not Driver.POLICY or not self._playback.playing:
             return ()
-        return self._target.path(self._period_s, (self._started.end_ns - now.tick_ns) / SECOND_NS, AHEAD_SPACING_S, self._kinematics)
+        return self._target.path(self._period_s, self._playback.left_s(now.tick_ns), AHEAD_SPACING_S, self._kinematics)
 
     # ------------------------------------------------------------------ small things
 
@@ -625,13 +563,6 @@ class Pilot:
             return None
         age_s = (now.ros_ns - self._proposal.chunk.observation_stamp_ns) / SECOND_NS
         return self._proposal.chunk.steps[0] if 0.0 <= age_s <= self.settings.max_observation_age_s else None
-
-    def _scaled(self, step: Action) -> Action:
-        scale = self.settings.action_scale
-        return Action(step.translation_m * scale, step.rotation_rad * scale, step.gripper)
-
-    def _age_s(self, play: Play, now: Now) -> float:
-        return (now.ros_ns - play.received.chunk.observation_stamp_ns) / SECOND_NS
 
     def _waits(self, now: Now) -> bool:
         """Between two steps: the arm is told to rest, and the next chunk is not overdue."""
@@ -656,9 +587,8 @@ class Pilot:
             self._stop(refusal.reason)
 
     def _stop(self, reason: str) -> None:
-        self._schedule.clear()
-        self._approach = None
-        self._started, self._stop_reason = None, reason
+        self._playback.clear()
+        self._approach, self._stop_reason = None, reason
         self._ramping = self._target.twist.moving
 
     def _stop_at_once(self, reason: str) -> None:
@@ -669,7 +599,7 @@ class Pilot:
     def _drop(self, refusal: Refusal) -> None:
         """Leave a chunk out. If nothing plays, this is the newest reason why."""
         self._count(refusal.rule)
-        if self._started is None:
+        if not self._playback.playing:
             self._stop_reason = refusal.reason
 
     def _count(self, rule: str) -> None:
