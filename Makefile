@@ -28,16 +28,12 @@ run: setup $(filter build/tiny_checkpoint build/synthetic_episode,$(BAG) $(CHECK
 	@.venv/bin/openvla-ros run --bag "$$BAG" --checkpoint "$$CHECKPOINT" \
 	  $(if $(ROBOT),--robot "$$ROBOT") $(if $(INSTRUCTION),--instruction "$$INSTRUCTION") $(ARGS)
 
-# Made beside and moved into place, so that an interrupted one is never taken for a whole one.
+# Both commands make beside and move into place, so an interrupted one is never taken for a whole one.
 build/tiny_checkpoint: | setup
-	@rm -rf build/unfinished/tiny_checkpoint && mkdir -p build/unfinished
-	@.venv/bin/openvla-ros make-checkpoint --size tiny --output build/unfinished/tiny_checkpoint
-	@mv build/unfinished/tiny_checkpoint $@ && rmdir --ignore-fail-on-non-empty build/unfinished
+	@.venv/bin/openvla-ros make-checkpoint --size tiny --output $@
 
 build/synthetic_episode: | setup
-	@rm -rf build/unfinished/synthetic_episode && mkdir -p build/unfinished
-	@.venv/bin/openvla-ros make-episode --output build/unfinished/synthetic_episode
-	@mv build/unfinished/synthetic_episode $@ && rmdir --ignore-fail-on-non-empty build/unfinished
+	@.venv/bin/openvla-ros make-episode --output $@
 
 test: setup ## all tests, lint and types included: make test [ARGS="-k word"]
 	@.venv/bin/python -m pytest $(ARGS)

@@ -54,10 +54,6 @@ class HandoffRefused(OpenvlaRosError):
     """The driver cannot change this way now; the message says why and what to do first."""
 
 
-class PolicyFault(OpenvlaRosError):
-    """The model ran but did not produce an action: early end of sequence, or an id outside the action range."""
-
-
 class SelfTestFailed(OpenvlaRosError):
     """The policy loaded, but a start-up check says that its actions cannot be trusted."""
 

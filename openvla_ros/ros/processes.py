@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,8 +108,3 @@ class Process:
         if self.exit_code is None:
             os.killpg(self.pid, signal.SIGKILL)
             self._popen.wait()
-
-
-def first_dead(processes: Sequence[Process]) -> Process | None:
-    """The first of them that has ended."""
-    return next((process for process in processes if process.exit_code is not None), None)
