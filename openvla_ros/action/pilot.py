@@ -174,7 +174,7 @@ class Pilot:
 
     def adopt(self, kinematics: Kinematics | None) -> None:
         """Take the kinematics of a URDF that came later. Nothing changes while somebody drives: offer it again then."""
-        if not self._drives:
+        if not self.drives:
             self._kinematics = kinematics
 
     @property
@@ -279,7 +279,7 @@ class Pilot:
 
     def halt(self, reason: str) -> None:
         """The clock cannot be trusted: HOLD, and without it there is no ramp, the next tick sends zeros."""
-        if self._drives or self._target.twist.moving:
+        if self.drives or self._target.twist.moving:
             self._count("clock")
             self._fall(reason)
             self._stop_at_once(reason)
@@ -359,7 +359,7 @@ class Pilot:
             blind["enable"] = f"the enable heartbeat is missing: true on `enable`, more often than every {ENABLE_S:g} s."
         self._blind, self._told = blind, inputs.obstacles
         forbidding = {**blind, **inputs.obstacles, **(inputs.policy_obstacles if self._driver is Driver.POLICY else {})}
-        if forbidding and self._drives:
+        if forbidding and self.drives:
             for rule in forbidding:
                 self._count(rule)
             self._fall(" ".join(forbidding.values()))
@@ -370,13 +370,13 @@ class Pilot:
         if self._measured is None or self._profile.arm is None:
             return
         pushing = strained(self._measured, self._profile.arm)
-        if pushing and not self._strained and self._drives:
+        if pushing and not self._strained and self.drives:
             self._count("effort")
             reason = f"the arm pushes too hard: {pushing}. Look what is in its way."
             self._fall(reason)
             self._stop_at_once(reason)
             self._target.place(self._measured)  # or it would go on pushing towards where it cannot get
-        self._strained = bool(pushing) and (self._strained or not self._drives)
+        self._strained = bool(pushing) and (self._strained or not self.drives)
 
     def _touch(self, now: Now) -> None:
         """A hand that begins to move the teleop takes over. One that never let go since the last switch does not begin."""
@@ -448,7 +448,8 @@ class Pilot:
     # ------------------------------------------------------------------ the motion of this tick
 
     @property
-    def _drives(self) -> bool:
+    def drives(self) -> bool:
+        """Somebody may move the arm now, or it is on its way to the start pose."""
         return self._driver in (Driver.POLICY, Driver.HUMAN) or self._approach is not None
 
     @property
@@ -462,11 +463,11 @@ class Pilot:
         if self._driver is Driver.HUMAN:
             return self._obey(now)
         if self._approach is not None:
-            return self._approach_start(), None, False
+            return self._approach_start(now), None, False
         if self._ramping:
             elapsed_ns = now.tick_ns - self._last.tick_ns if self._last else 0
             wish = slow_down(self._target.twist, max(0, elapsed_ns) / SECOND_NS, self._profile.limits)
-            self._drive(wish, wish, self._period_s)
+            self._drive(now, wish, wish, self._period_s)
             self._ramping = self._target.twist.moving
             return Phase.RAMP if self._ramping else Phase.ZEROS, None, False
         self._target.rest()
@@ -489,7 +490,7 @@ class Pilot:
             self._tedium.watch(played.step.requested)
             self.counts.update(("steps", *played.step.rules))
         self._ramping = False
-        self._drive(played.wish, played.before, played.step_s, played.step.rules)
+        self._drive(now, played.wish, played.before, played.step_s, played.step.rules)
         if self._profile.gripper is not None:
             self._target.open(played.opening, self._period_s)
         return played.step, played.started
@@ -500,7 +501,7 @@ class Pilot:
         asked = request.twist if request.deadman else ZERO
         wish = Twist(shorten(asked.linear_m_s, limits.max_speed_m_s), shorten(asked.angular_rad_s, limits.max_speed_rad_s))
         before = self._target.twist
-        self._drive(slew(before, wish, self._period_s, limits), before, self._period_s)
+        self._drive(now, slew(before, wish, self._period_s, limits), before, self._period_s)
         if wish.linear_m_s is not asked.linear_m_s or wish.angular_rad_s is not asked.angular_rad_s:
             self._acting += ("speed",)
         if request.gripper is not None and self._profile.gripper is not None:
@@ -513,7 +514,7 @@ class Pilot:
         step = self._record.tick(wish, self._target.twist, request.gripper, self._target.gripper, self._period_s, self._acting)
         return Phase.MOVING if moving else None, step, False
 
-    def _approach_start(self) -> Phase:
+    def _approach_start(self, now: Now) -> Phase:
         """One tick of the slow way to the start pose."""
         approach, target = self._approach, self._target
         assert approach is not None and target.pose is not None
@@ -522,13 +523,13 @@ class Pilot:
             target.rest()
             return Phase.ZEROS
         before = target.twist
-        self._drive(slew(before, approach.velocity(target.pose, self._period_s), self._period_s, self._profile.limits), before,
+        self._drive(now, slew(before, approach.velocity(target.pose, self._period_s), self._period_s, self._profile.limits), before,
                     self._period_s)
         return Phase.MOVING
 
-    def _drive(self, wish: Twist, before: Twist, build_up_s: float, known: tuple[str, ...] = ()) -> None:
+    def _drive(self, now: Now, wish: Twist, before: Twist, build_up_s: float, known: tuple[str, ...] = ()) -> None:
         """Move the target, and count each rule when it begins to act. known: those that were counted with the step."""
-        acting = self._target.move(wish, self._measured, self._kinematics, self._period_s, before, build_up_s)
+        acting = self._target.move(wish, self._measured, self._kinematics, now.tick_ns, self._period_s, before, build_up_s)
         for rule in acting:
             if rule not in self._acting and rule not in known:
                 self._count(rule)
@@ -537,7 +538,7 @@ class Pilot:
     def _follow(self, now: Now) -> None:
         """Give up an arm that does not follow its target, and a way to the start pose that leads nowhere."""
         nowhere = self._approach is not None and self._approach.crawls(self._target.twist)
-        unable = self._drives and not self._settings.dry_run and (nowhere or self._target.ahead_of(self._measured))
+        unable = self.drives and not self._settings.dry_run and (nowhere or self._target.ahead_of(self._measured))
         if not unable:
             self._unable_since_ns = None
         elif self._unable_since_ns is None:

@@ -12,6 +12,7 @@ from openvla_ros.action.command import ZERO, Twist, advanced
 from openvla_ros.action.kinematics import Kinematics
 from openvla_ros.action.pose import distance
 from openvla_ros.action.safety import Course, limit, opened
+from openvla_ros.action.schedule import SECOND_NS
 from openvla_ros.action.state import Measured
 from openvla_ros.contract import FloatArray, Pose
 from openvla_ros.robot import JOINT_OUTPUTS, RobotProfile
@@ -26,6 +27,7 @@ class Target:
         self.joints: FloatArray | None = None  # only for outputs in joints
         self.twist = ZERO
         self.gripper: float | None = None
+        self._until_ns: int | None = None  # the end of the last tick that moved it
 
     def anchor(self, measured: Measured | None) -> None:
         """Where a new driver starts: at what was last sent, if the arm is within the lead of it (one that sags must not ratchet down),
@@ -47,9 +49,10 @@ class Target:
         if self.gripper is None:
             self.gripper = measured.opening
 
-    def move(self, wish: Twist, measured: Measured | None, kinematics: Kinematics | None, duration_s: float, before: Twist,
-             build_up_s: float) -> tuple[str, ...]:
-        """Go as wished for one tick, as far as the rules let it. Returns the names of those that acted."""
+    def move(self, wish: Twist, measured: Measured | None, kinematics: Kinematics | None, tick_ns: int, duration_s: float,
+             before: Twist, build_up_s: float) -> tuple[str, ...]:
+        """Go as wished for the tick that begins at tick_ns, as far as the rules let it. Returns the names of those that acted."""
+        self._catch_up(tick_ns, duration_s)
         course = Course(self._profile.limits, duration_s, self.pose, measured.pose if measured else None, before, build_up_s)
         twist, rules = limit(wish, course)
         if self.pose is not None:
@@ -64,6 +67,19 @@ class Target:
             self.pose = pose
         self.twist = twist
         return rules
+
+    def _catch_up(self, tick_ns: int, duration_s: float) -> None:
+        """Ticks are never on time. What was sent last holds until this one, so the target goes on with it, or back if this one is early.
+
+        By a tick at most: an arm that heard nothing for longer has stopped by itself.
+        """
+        if self.pose is not None and self._until_ns is not None and self.twist.moving:
+            late_s = min(duration_s, max(-duration_s, (tick_ns - self._until_ns) / SECOND_NS))
+            here, there = self.pose, advanced(self.pose, self.twist, late_s)
+            box, here_m = self._profile.limits.box, here.position_m
+            inside_m = np.clip(there.position_m, np.minimum(box.low_m, here_m), np.maximum(box.high_m, here_m))
+            self.pose = Pose(inside_m, there.rotation)
+        self._until_ns = tick_ns + round(duration_s * SECOND_NS)
 
     def path(self, first_s: float, duration_s: float, spacing_s: float, kinematics: Kinematics | None,
              ) -> tuple[tuple[float, FloatArray], ...]:

@@ -329,7 +329,7 @@ class CommandNode(Node):  # type: ignore[misc]
         if self._output is not None and (rivals := self._output.rivals()):
             everybody["arm_topic"] = (f"{self._output.topic} has another publisher: {', '.join(rivals)}. "
                                       f"Stop it: only one may command the arm. {FORGOTTEN}")
-        if self._output is not None and self._pilot.driver is not Driver.HOLD and (trouble := self._output.trouble()):
+        if self._output is not None and self._pilot.drives and (trouble := self._output.trouble()):
             everybody["output"] = trouble
         if self._unready:
             everybody["output"] = self._unready

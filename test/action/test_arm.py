@@ -486,3 +486,35 @@ def test_whoever_asks_the_arm_gets_what_is_inside_every_limit(kinematics, widow_
             assert (decision.target.position_m <= np.array([0.45, 0.25, 0.3]) + 1e-8).all()
             apart_m, apart_rad = distance(decision.target, arm.pose)
             assert apart_m <= 0.06 + 0.0126 + 1e-6 and apart_rad <= 0.3 + 0.066 + 1e-6  # and a soft stop without fresh joint states
+
+
+# ---------------------------------------------------------------------- ticks that are not on time
+
+
+@pytest.mark.parametrize("output", ["servo_twist", "interbotix"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_target_is_where_the_held_twists_lead(widow, output: str, seed: int) -> None:
+    """Late and early ticks neither lose nor add way: the target is the integral of what was sent, each until the next."""
+    draw = np.random.default_rng(seed)
+    arm = widow(profile=widow().profile.through(output), max_observation_age_s=5.0).resume()
+    begun = arm.pose.position_m
+    arm.at(0.1, arm.chunk(*[[0.01, 0.0, 0.005]] * 5, observed_s=0.05))
+    arm.run(0.1 + 1.0 + 0.2, jitter=lambda: int(draw.integers(-8_000_000, 8_000_000)))
+    end = arm.log[-1][1].target.position_m
+    assert np.abs(end - begun - [0.05, 0.0, 0.025]).max() <= 0.056 * 2 * 0.008, "only where motion ends can a tick be held too long"
+    moved = arm.path()[-1, :3]
+    assert np.abs(end - begun - moved).max() <= 0.056 * 2 * 0.008
+
+
+def test_a_tick_between_ticks_moves_nothing_twice(widow) -> None:
+    """The node ticks at once when a service is called."""
+    arm = widow().resume()
+    begun = arm.pose.position_m[0]
+    arm.at(0.1, arm.chunk([0.04], observed_s=0.05))
+    arm.run(0.2)
+    for _ in range(5):
+        arm.time_ns += 2_000_000
+        arm.tick()
+    arm.run(0.6)
+    assert arm.log[-1][1].target.position_m[0] - begun == pytest.approx(0.04, abs=0.2 * 0.034)
+    assert arm.log[-1][1].target.position_m[0] - begun == pytest.approx(arm.path()[-1, 0], abs=0.2 * 0.034)
