@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -65,9 +66,10 @@ def read_configuration(folder: Path, content: Mapping[str, Any], shapes: Shapes)
     try:
         decoder = read_decoder(content)
         towers = read_towers(content, shapes)
-        padding, bins = int(content.get("pad_to_multiple_of", 64)), int(content.get("n_action_bins", 256))
+        padding = whole("pad_to_multiple_of", content.get("pad_to_multiple_of", 64), least=0)
+        bins = whole("n_action_bins", content.get("n_action_bins", 256), least=2)
         generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-        end_id = int(generation.get("eos_token_id", 2))
+        end_id = whole("eos_token_id of generation_config.json", generation.get("eos_token_id", 2), least=0)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a model this package can run: "
                               f"{type(error).__name__}: {error}.") from error
@@ -77,6 +79,13 @@ def read_configuration(folder: Path, content: Mapping[str, Any], shapes: Shapes)
                               f"{decoder.vocab_size} without the padding to multiples of {padding}.")
     return Configuration(ModelShape(towers, decoder), vocabulary, bins, end_id, prompt_style(content),
                          untrained=content.get("untrained") is True)
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """`value`, which must be a whole number of at least `least`. Raises ValueError that calls it `name`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+    return value
 
 
 def prompt_style(content: Mapping[str, Any]) -> str:
@@ -100,14 +109,17 @@ def read_decoder(content: Mapping[str, Any]) -> DecoderShape:
         if text.get(name, value) != value:
             raise ValueError(f"text_config.{name} is {text[name]!r}, only {value!r} is supported")
     given: dict[str, Any] = {field.name: text[field.name] for field in fields(DecoderShape) if text.get(field.name) is not None}
-    given.setdefault("num_key_value_heads", given.get("num_attention_heads", DecoderShape.num_attention_heads))
-    if "head_dim" not in given:
-        given["head_dim"] = given.get("hidden_size", DecoderShape.hidden_size) // given.get("num_attention_heads",
-                                                                                            DecoderShape.num_attention_heads)
+    for field in fields(DecoderShape):
+        value = given.get(field.name, field.default)
+        if field.type == "int":
+            whole(f"text_config.{field.name}", value)
+        elif not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"text_config.{field.name} is {value!r}, expected a number above 0")
+    heads = given.get("num_attention_heads", DecoderShape.num_attention_heads)
+    given.setdefault("num_key_value_heads", heads)
+    given.setdefault("head_dim", given.get("hidden_size", DecoderShape.hidden_size) // heads)
     shape = DecoderShape(**given)
-    sizes = [getattr(shape, field.name) for field in fields(DecoderShape) if field.type == "int"]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"text_config has a size that is not a positive whole number: {shape}")
+    whole("text_config.hidden_size per attention head", shape.head_dim)
     if shape.num_attention_heads % shape.num_key_value_heads or shape.head_dim % 2:
         raise ValueError(f"{shape.num_attention_heads} heads of {shape.head_dim} features cannot share "
                          f"{shape.num_key_value_heads} key heads")
@@ -127,8 +139,8 @@ def read_towers(content: Mapping[str, Any], shapes: Shapes) -> tuple[TowerShape,
     if any(overrides):
         raise ValueError(f"timm_override_act_layers is {overrides}: only towers with the usual GELU are supported")
     arguments = content.get("timm_model_kwargs") or [None] * count
-    return tuple(read_tower(TOWER_NAMES[index], str(identifiers[index]), arguments[index], int(content["image_sizes"][index]), shapes)
-                 for index in range(count))
+    return tuple(read_tower(TOWER_NAMES[index], str(identifiers[index]), arguments[index],
+                            whole(f"image_sizes[{index}]", content["image_sizes"][index]), shapes) for index in range(count))
 
 
 def read_tower(name: str, identifier: str, arguments: Mapping[str, Any] | None, side: int, shapes: Shapes) -> TowerShape:
@@ -136,9 +148,10 @@ def read_tower(name: str, identifier: str, arguments: Mapping[str, Any] | None, 
     if arguments is None and identifier not in PUBLISHED_TOWERS:
         raise ValueError(f"vision tower {identifier!r} is unknown; known are {', '.join(PUBLISHED_TOWERS)}. For another one, config.json "
                          "must give timm_model_kwargs with num_heads (head counts cannot be seen in tensor shapes)")
-    depth, heads = PUBLISHED_TOWERS[identifier] if arguments is None else (None, int(arguments["num_heads"]))
+    depth, heads = PUBLISHED_TOWERS[identifier] if arguments is None else (
+        None, whole(f"timm_model_kwargs.num_heads of {name}", arguments["num_heads"]))
     if arguments is not None and "depth" in arguments:
-        depth = int(arguments["depth"])
+        depth = whole(f"timm_model_kwargs.depth of {name}", arguments["depth"], least=2)
     numbers = [int(found[1]) for found in (re.match(rf"{re.escape(name)}\.blocks\.(\d+)\.", tensor) for tensor in shapes) if found]
     stored = max(numbers, default=-1) + 1
     if depth is None:
@@ -152,8 +165,10 @@ def read_tower(name: str, identifier: str, arguments: Mapping[str, Any] | None, 
     if len(kernel) != 4 or len(shape_of["blocks.0.mlp.fc1.weight"]) != 2:
         raise ValueError(f"{name} lacks patch_embed.proj.weight [width, 3, patch, patch] or blocks.0.mlp.fc1.weight [mlp, width]")
     width, patch = kernel[0], kernel[2]
-    if side % patch or width % heads:
-        raise ValueError(f"{name}: {side} pixels cannot be cut into patches of {patch}, or width {width} into {heads} heads")
+    if patch < 1 or side % patch:
+        raise ValueError(f"{name}: {side} pixels cannot be cut into patches of {patch}")
+    if width < 1 or width % heads:
+        raise ValueError(f"{name}: width {width} cannot be cut into num_heads {heads}")
     registers = shape_of["reg_token"]
     prefix = (1 if shape_of["cls_token"] else 0) + (registers[1] if len(registers) == 3 else 0)
     return TowerShape(width, depth, heads, shape_of["blocks.0.mlp.fc1.weight"][0], side, patch, prefix,
