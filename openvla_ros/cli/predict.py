@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
@@ -51,20 +53,46 @@ def main(
     if checkpoint == SCRIPTED:
         raise ConfigurationError("the scripted policy has no tokens to show. Name a checkpoint folder; "
                                  "openvla-ros make-checkpoint makes one.")
-    if logits is not None and not logits.parent.is_dir():
-        raise ConfigurationError(f"--logits {logits}: there is no folder {logits.parent}. Make it first.")
     observation = read_observation(image, instruction)
-    from openvla_ros.policy.openvla.loading import load_openvla  # late: torch takes a second, and --help needs none
+    unfinished = None if logits is None else reserve(logits)  # before the model is loaded, which may take minutes
+    try:
+        from openvla_ros.policy.openvla.loading import load_openvla  # late: torch takes a second, and --help needs none
 
-    policy = load_openvla(settings, progress=False if as_json else None)
-    prediction = policy.predict(observation, keep_logits=logits is not None)
-    if logits is not None and prediction.logits is not None:
-        with logits.open("wb") as file:  # an open file, because numpy would change a name without .npz
-            np.savez_compressed(file, logits=prediction.logits)
+        policy = load_openvla(settings, progress=False if as_json else None)
+        prediction = policy.predict(observation, keep_logits=logits is not None)
+        if logits is not None and unfinished is not None and prediction.logits is not None:
+            write_logits(prediction.logits, unfinished, logits)
+    finally:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
     if as_json:
         print(json.dumps(as_plain(policy, prediction)))
     else:
         show(policy, prediction)
+
+
+def reserve(path: Path) -> Path:
+    """An empty file beside `path`, to be filled and moved there. Raises ConfigurationError where none can be made."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--logits {path}: there is no folder {path.parent}. Make it first.")
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"--logits {path} is a folder or a device, expected the name of an .npz file.")
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    try:
+        unfinished.touch()
+    except OSError as error:
+        raise ConfigurationError(f"--logits {path} cannot be written: {error}. Name a file in a folder of yours.") from error
+    return unfinished
+
+
+def write_logits(logits: npt.NDArray[np.float32], unfinished: Path, path: Path) -> None:
+    """Write through `unfinished`, so that `path` is whole or untouched. Raises ConfigurationError."""
+    try:
+        with unfinished.open("wb") as file:  # an open file, because numpy would change a name without .npz
+            np.savez_compressed(file, logits=logits)
+        unfinished.replace(path)
+    except OSError as error:
+        raise ConfigurationError(f"--logits {path} cannot be written: {error}. Free some room, or name another file.") from error
 
 
 def read_observation(path: Path, instruction: str) -> Observation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -149,6 +150,9 @@ def test_pictures_that_cannot_be_used(tiny: Path, tmp_path: Path, capsys: pytest
     (("--instruction", "go </s>"), "special token </s>"),
     (("--instruction", "go \udcff"), "not valid Unicode"),
     (("--logits", "/no/such/folder/l.npz"), "no folder /no/such/folder"),
+    (("--logits", "/"), "expected the name of an .npz file"),
+    (("--logits", "/dev/null"), "expected the name of an .npz file"),
+    (("--logits", "/proc/l.npz"), "/proc/l.npz cannot be written"),
     (("--threads", "many"), "--threads"),
     (("--no-such-option",), "--no-such-option"),
 ])
@@ -157,6 +161,27 @@ def test_refusals_are_one_json_object_and_exit_code_2(tiny: Path, picture: Path,
     plain = {"--checkpoint": str(tiny), "--image": str(picture), "--instruction": "go"}
     plain = {name: value for name, value in plain.items() if name != options[0]}
     assert words in refused(capsys, "predict", *[word for pair in plain.items() for word in pair], *options)
+
+
+def test_logits_are_whole_or_as_they_were(tiny: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "l.npz"
+    old.write_bytes(b"older")
+    arguments = ("predict", "--checkpoint", tiny, "--image", picture, "--instruction", "go", "--logits", old)
+    assert "it has untrained" in refused(capsys, *arguments, "--unnorm-key", "mars")
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", fill_the_disk)
+        assert "No space left" in refused(capsys, *arguments)
+    assert old.read_bytes() == b"older" and list(tmp_path.iterdir()) == [old]
+    assert answer([*map(str, arguments), "--json"]) == 0
+    with np.load(old) as arrays:
+        assert arrays["logits"].shape == (7, 1088)
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def fill_the_disk(file: io.BufferedWriter, **arrays: Any) -> None:
+    file.write(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_an_error_keeps_stdout_to_one_object_in_a_process_of_its_own(tmp_path: Path, picture: Path) -> None:
