@@ -128,3 +128,23 @@ def test_silence_is_rest() -> None:
     planner.plan(0.0, [(0.0, np.zeros(2))])
     points = planner.plan(60.0, ahead_of(np.zeros(2), 60.0, 60.0))
     assert points[0].positions == pytest.approx(SPEED * SPACING_S**2 / 2 / WINDOW_S, abs=1e-9)
+
+
+def test_motion_that_is_told_tick_by_tick_is_as_smooth() -> None:
+    """As a human's, or a soft stop: nobody knows what comes next."""
+    planner, played = TrajectoryPlanner(WINDOW_S), Played(np.zeros(2))
+    ticks, tick = round(0.5 / TICK_S), 0
+    velocities, positions = [], []
+    for ms in range(900):
+        now_s = ms / 1000
+        if now_s >= tick * TICK_S - 1e-9:
+            if points := planner.plan(now_s, [(0.0, SPEED * TICK_S * min(tick, ticks))]):
+                played.take(now_s, points)
+            tick += 1
+        position, velocity = played.at(now_s)
+        positions.append(position)
+        velocities.append(velocity)
+    assert (np.abs(velocities) <= np.abs(SPEED) * 1.1).all()
+    assert positions[-1] == pytest.approx(SPEED * TICK_S * ticks, abs=1e-9)
+    moving_ms = np.flatnonzero(np.abs(np.array(velocities)).max(axis=1) > 1e-9)
+    assert moving_ms[-1] / 1000 <= ticks * TICK_S + WINDOW_S + 2e-3

@@ -32,8 +32,10 @@ from geometry_msgs.msg import TwistStamped
 from openvla_msgs.msg import ActionChunk as ActionChunkMessage
 from openvla_msgs.msg import CommandReport
 from openvla_msgs.srv import SetDriver
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64, Int8, String
 from std_srvs.srv import Trigger
@@ -368,21 +370,22 @@ def test_interbotix_sets_the_profile_by_registers_and_presses_the_gripper(play: 
     world.until(lambda: world.pwm[-1] == 0.0, "the force to end with the node", world.pwm)
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [
-    (("-p", "arm_mode:=velocity"), r"mode 'velocity' .* expected 'position' and 'time'.* would drop the arm"),
-    (("-p", "profile_type:=velocity"), r"profile type 'velocity'.*mode_configs:=config/interbotix/wx250s_modes.yaml"),
-    (("-p", "torque:=false"), "torque of the arm is off"),
-    (("-p", "gripper_mode:=current"), "gripper is in mode 'current', expected 'pwm' or 'linear_position'"),
-    (None, r"get_robot_info is not there\. Start the Interbotix driver"),
-])
-def test_interbotix_refuses_what_would_not_follow(arguments: Sequence[str] | None, reason: str, play: Callable[..., World]) -> None:
-    world = play(CASES["interbotix"], arguments)
-    if arguments is None:
-        publisher = world.create_publisher(JointState, "joint_states", 10)
-        world.create_timer(0.02, lambda: publisher.publish(at_rest(world)))
-    world.refused(reason)
-    if not reason.startswith("gripper"):  # of an arm that is not right nothing is set
-        assert world.events == []
+def test_interbotix_refuses_what_would_not_follow(play: Callable[..., World]) -> None:
+    """Four things are wrong at first, and are put right one after the other."""
+    world = play(CASES["interbotix"], ["-p", "arm_mode:=velocity", "-p", "profile_type:=velocity", "-p", "torque:=false",
+                                       "-p", "gripper_mode:=current"])
+    parameters = world.create_client(SetParameters, "xs_sdk/set_parameters")
+    for name, right, reason in (
+            ("arm_mode", "position", r"mode 'velocity' .* expected 'position' and 'time'.* would drop the arm"),
+            ("profile_type", "time", r"profile type 'velocity'.*mode_configs:=config/interbotix/wx250s_modes.yaml"),
+            ("torque", True, "torque of the arm is off"),
+            ("gripper_mode", "pwm", "gripper is in mode 'current', expected 'pwm' or 'linear_position'")):
+        world.refused(reason)
+        if name != "gripper_mode":
+            assert world.events == []  # of an arm that is not right nothing is set
+        answer = world.call(parameters, SetParameters.Request(parameters=[Parameter(name, value=right).to_parameter_msg()]))
+        assert all(result.successful for result in answer.results)
+    world.start_policy()
 
 
 def at_rest(world: World) -> JointState:
@@ -414,6 +417,7 @@ def test_a_halt_that_servo_reports_ends_policy(name: str, halt: int, harmless: i
 
 
 @pytest.mark.parametrize(("name", "reason"), [
+    ("interbotix", r"get_robot_info is not there\. Start the Interbotix driver"),
     ("servo_twist_jazzy", r"servo_node/switch_command_type is not there\. Start MoveIt Servo \(jazzy\)"),
     ("servo_twist_humble", r"servo_node/start_servo is not there\. Start MoveIt Servo \(humble\)"),
     ("trajectory", "nobody listens on /arm_controller/joint_trajectory"),

@@ -5,10 +5,13 @@
 - `commands/joint_single` for `gripper`: mode pwm holds the value until the next one comes; linear_position is metres between the fingers.
 - `get_robot_info`, `get_motor_registers`, `set_motor_registers`; joint states at 100 Hz, fingers last.
 
-Run as a process. Parameters set what it starts with. On `events` it says each register that is set; on `pwm` what the gripper's motor gets.
+Run as a process. Parameters say its modes, and may change meanwhile.
+On `events` it says each register that is set; on `pwm` what the gripper's motor gets.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import rclpy
@@ -33,11 +36,9 @@ class Driver(Node):
     def __init__(self) -> None:
         super().__init__("xs_sdk")
         start = self.declare_parameter("start", [0.0, -0.4, 0.3, 0.0, 1.6, 0.0]).value
-        self.modes = {name: str(self.declare_parameter(f"{name}_mode", mode).value)
-                      for name, mode in (("arm", "position"), ("gripper", "pwm"))}
-        self.profile_type = str(self.declare_parameter("profile_type", "time").value)
-        torque = bool(self.declare_parameter("torque", True).value)
-        self.registers = {"Profile_Velocity": 2000, "Profile_Acceleration": 300, "Torque_Enable": int(torque)}  # as it is shipped
+        for name, value in (("arm_mode", "position"), ("gripper_mode", "pwm"), ("profile_type", "time"), ("torque", True)):
+            self.declare_parameter(name, value)
+        self.registers = {"Profile_Velocity": 2000, "Profile_Acceleration": 300}  # as the driver is shipped
         self.positions, self.velocities = np.array(start), np.zeros(len(ARM))
         self.plan: tuple[float, FloatArray, FloatArray, FloatArray] | None = None
         self.finger_m, self.pwm, self.obstacle_m = 0.020, 0.0, FINGER_LOW_M
@@ -54,8 +55,11 @@ class Driver(Node):
     def now_s(self) -> float:
         return self.get_clock().now().nanoseconds / 1e9
 
+    def setting(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
     def on_group(self, message: JointGroupCommand) -> None:
-        if message.name != "arm" or len(message.cmd) != len(ARM) or self.modes["arm"] != "position" or not self.registers["Torque_Enable"]:
+        if message.name != "arm" or len(message.cmd) != len(ARM) or self.setting("arm_mode") != "position" or not self.setting("torque"):
             self.events.publish(String(data=f"dropped {message.name} {len(message.cmd)}"))
             return
         self.plan = (self.now_s(), self.positions, self.velocities, np.array(message.cmd, dtype=np.float64))
@@ -63,7 +67,7 @@ class Driver(Node):
     def on_single(self, message: JointSingleCommand) -> None:
         if message.name != "gripper":
             self.events.publish(String(data=f"dropped {message.name}"))
-        elif self.modes["gripper"] == "pwm":
+        elif self.setting("gripper_mode") == "pwm":
             self.pwm = float(message.cmd)
             self.pwms.publish(Float64(data=self.pwm))
         else:
@@ -73,13 +77,14 @@ class Driver(Node):
         self.obstacle_m = message.data
 
     def on_info(self, request: RobotInfo.Request, response: RobotInfo.Response) -> RobotInfo.Response:
-        response.mode, response.profile_type = self.modes[request.name], self.profile_type
+        response.mode, response.profile_type = self.setting(f"{request.name}_mode"), self.setting("profile_type")
         response.joint_names = list(ARM) if request.name == "arm" else ["left_finger"]
         response.num_joints, response.name = len(response.joint_names), [request.name]
         return response
 
     def on_get(self, request: RegisterValues.Request, response: RegisterValues.Response) -> RegisterValues.Response:
-        response.values = [self.registers[request.reg]] * (len(ARM) if request.cmd_type == "group" else 1)
+        value = int(self.setting("torque")) if request.reg == "Torque_Enable" else self.registers[request.reg]
+        response.values = [value] * (len(ARM) if request.cmd_type == "group" else 1)
         return response
 
     def on_set(self, request: RegisterValues.Request, response: RegisterValues.Response) -> RegisterValues.Response:
