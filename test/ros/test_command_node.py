@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from scipy.spatial.transform import Rotation
 
 pytest.importorskip("rclpy", reason="needs ROS")
@@ -588,6 +589,26 @@ def test_the_arm_and_its_surroundings(meet, start) -> None:
     world.place(0.3, -0.03)
     world.until(lambda: "outside the workspace: z is -0.030 m" in world.choose(POLICY).reason, "POLICY to be refused")
     assert world.choose(HUMAN).success and world.choose(HOLD).success
+
+
+def test_the_urdf_of_robot_description(meet, start, tmp_path: Path, checkout: Path) -> None:
+    """A robot of another name, in its namespace; the profile names no URDF, so one must come."""
+    content = yaml.safe_load((checkout / "config" / "robots" / "wx250s.yaml").read_text())
+    del content["arm"]["urdf"]
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(yaml.safe_dump(content))
+    world = meet("/left")
+    start("-r", "__ns:=/left", robot=profile, output="servo_twist", base_frame="left/base_link", max_observation_age_s=AGE_S)
+    world.until(lambda: world.choose(HUMAN).reason.startswith("no URDF of the arm is there"), "the refusal")
+    described = world.create_publisher(String, "robot_description", LATCHED)
+    urdf = read_urdf("wx250s", WX250S).replace("wx250s/", "left/")
+    described.publish(String(data=urdf.replace('name="elbow"', 'name="knee"')))
+    world.until(lambda: "robot_description cannot be used: joint names are waist" in world.choose(HUMAN).reason, "what is wrong with it")
+    described.publish(String(data=urdf))
+    world.until(lambda: world.choose(HUMAN).success, "the URDF to be taken")
+    world.until(lambda: world.reports[-1].measured_pose_valid, "the measured pose")
+    measured = world.reports[-1].measured_pose.position
+    assert [measured.x, measured.y, measured.z] == pytest.approx([0.15, 0.0, 0.15], abs=1e-4)
 
 
 def test_the_enable_heartbeat(meet, start) -> None:
