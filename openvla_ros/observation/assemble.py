@@ -71,9 +71,17 @@ REMEDIES: Mapping[FrameReason, str] = {
 }
 NO_FRAMES_REMEDY = ("No camera frame arrives. Check the driver, the topic name (remap image), image_transport, ROS_DOMAIN_ID "
                     "and the discovery range.")
-LOSS_REMEDY = ("Camera frames are lost on the way. Best-effort raw images do not fit the shared memory of Fast DDS: use "
-               "the profile config/fastdds.xml on both sides (FASTRTPS_DEFAULT_PROFILES_FILE), compressed images "
+LOSS_REMEDY = ("Camera frames are lost on the way. Best-effort raw images do not fit the shared memory of Fast DDS: use the "
+               "profile config/fastdds.xml on both sides (FASTRTPS_DEFAULT_PROFILES_FILE), compressed images "
                "(image_transport: compressed), or a reliable publisher.")
+COMPRESSED_LOSS_REMEDY = ("Camera frames are lost on the way although they are compressed: the network or this computer is overloaded. "
+                          "Lower the camera's rate, use a reliable publisher, or leave a core free.")
+
+RECENT_S = 2.0
+"""A refused frame is the camera's state for so long; the counts keep it for ever."""
+
+CLOCK_BACK_S = 0.1
+"""A clock that went back by less is two callbacks that read it in one order and came in another."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ class FrameLimits:
     loss_to_warn: float = 0.2  # lost fraction above which frames are called lost
     silence_s: float = 1.0  # no frame for so long is called no frames
     window: int = 60  # frames that the statistics look back on
+    compressed: bool = False  # frames are JPEG or PNG files; it decides which remedy for lost frames is right
 
     def __post_init__(self) -> None:
         if self.stamp_source not in ("header", "receive"):
@@ -136,7 +145,7 @@ class _Memory:
         self.stamps_ns: deque[int] = deque(maxlen=window)  # of frames whose stamps rise, stale and frozen ones too
         self.arrivals_ns: deque[int] = deque(maxlen=window)  # of the same frames
         self.ages_s: deque[float] = deque(maxlen=window)  # of the same frames
-        self.reasons: deque[FrameReason] = deque(maxlen=window)  # of all frames
+        self.refused: tuple[FrameReason, int] | None = None  # the newest refused frame's reason, and when it came
         self.newest_stamp_ns = 0
         self.last_arrival_ns: int | None = None
         self.now_ns: int | None = None
@@ -175,7 +184,8 @@ class FrameJudge:
             reason = self._reason(stamp_ns, age_s, data)
             self._received += 1
             self._counts[reason] += 1
-            self._seen.reasons.append(reason)
+            if reason is not FrameReason.FRESH:
+                self._seen.refused = (reason, now_ns)
             silent_s = self._silent_s(now_ns)
             self._seen.last_arrival_ns = now_ns
             if reason not in (FrameReason.ZERO_STAMP, FrameReason.FUTURE, FrameReason.REPEATED, FrameReason.WENT_BACK):
@@ -193,7 +203,7 @@ class FrameJudge:
             self._notice_clock(now_ns)
             spacing_s, lost_fraction = estimate_loss(list(self._seen.stamps_ns))
             silent_s = self._silent_s(now_ns)
-            remedy = self._remedy(silent_s, lost_fraction)
+            remedy = self._remedy(now_ns, silent_s, lost_fraction)
             return FrameStatistics(
                 received=self._received,
                 refused={reason: self._counts[reason] for reason in REMEDIES if self._counts[reason]},
@@ -230,19 +240,17 @@ class FrameJudge:
     def _silent_s(self, now_ns: int) -> float | None:
         return None if self._seen.last_arrival_ns is None else (now_ns - self._seen.last_arrival_ns) / 1e9
 
-    def _remedy(self, silent_s: float | None, lost_fraction: float | None) -> str:
+    def _remedy(self, now_ns: int, silent_s: float | None, lost_fraction: float | None) -> str:
         if silent_s is None or silent_s > self.limits.silence_s:
             return NO_FRAMES_REMEDY
-        refused = Counter(reason for reason in self._seen.reasons if reason is not FrameReason.FRESH)
-        if refused:
-            return REMEDIES[refused.most_common(1)[0][0]]
+        if self._seen.refused is not None and now_ns - self._seen.refused[1] <= RECENT_S * 1e9:
+            return REMEDIES[self._seen.refused[0]]
         if lost_fraction is not None and lost_fraction > self.limits.loss_to_warn:
-            return LOSS_REMEDY
+            return COMPRESSED_LOSS_REMEDY if self.limits.compressed else LOSS_REMEDY
         return ""
 
     def _notice_clock(self, now_ns: int) -> None:
-        """Less than the forgiven distance back is two callbacks that read the clock in one order and came in another."""
-        if self._seen.now_ns is not None and now_ns < self._seen.now_ns - self.limits.max_ahead_s * 1e9:
+        if self._seen.now_ns is not None and now_ns < self._seen.now_ns - CLOCK_BACK_S * 1e9:
             self._clock_jumps += 1
             self._seen = _Memory(self.limits.window)
         self._seen.now_ns = now_ns if self._seen.now_ns is None else max(now_ns, self._seen.now_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from time import monotonic
@@ -36,6 +37,7 @@ class Camera:
         self._type, name = (Image, "image") if transport == "raw" else (CompressedImage, "image/compressed")
         self.topic: str = node.resolve_topic_name(name)
         self._group = MutuallyExclusiveCallbackGroup()
+        self._guard, self._closed = threading.Lock(), False
         self._reliability = self._offered()
         self._made_at = monotonic()
         self._subscription = self._subscribe()
@@ -51,17 +53,20 @@ class Camera:
 
     def adapt(self) -> None:
         """Make the subscription anew if the publishers ask for another reliability. Call it a few times per second."""
-        offered = self._offered()
-        if offered == self._reliability or monotonic() - self._made_at < RECREATE_AFTER_S:
-            return
-        self._node.get_logger().info(f"{self.topic}: listening {offered.name.lower()} now, as its publishers offer")
-        self._node.destroy_subscription(self._subscription)
-        self._reliability, self._made_at = offered, monotonic()
-        self._subscription = self._subscribe()
+        with self._guard:
+            offered = self._offered()
+            if self._closed or offered == self._reliability or monotonic() - self._made_at < RECREATE_AFTER_S:
+                return
+            self._node.get_logger().info(f"{self.topic}: listening {offered.name.lower()} now, as its publishers offer")
+            self._node.destroy_subscription(self._subscription)
+            self._reliability, self._made_at = offered, monotonic()
+            self._subscription = self._subscribe()
 
     def close(self) -> None:
-        """Stop listening."""
-        self._node.destroy_subscription(self._subscription)
+        """Stop listening, for good."""
+        with self._guard:
+            self._closed = True
+            self._node.destroy_subscription(self._subscription)
 
     def _subscribe(self):  # type: ignore[no-untyped-def]
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=self._reliability,

@@ -6,7 +6,6 @@ clock, the parameters. One thread runs every callback; only the farewell comes f
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
 from dataclasses import replace
@@ -404,14 +403,10 @@ class CommandNode(Node):  # type: ignore[misc]
         return Health(level, " ".join((f"{driver.name}: {reason}", *pilot.warnings)), values)
 
 
-def main() -> None:
-    """Entry point. Exit code 0 after SIGINT and SIGTERM, 2 when a parameter or the robot profile is wrong."""
-    try:
-        sys.exit(live(CommandNode))
-    except OpenvlaRosError as error:
-        print(f"command_node: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(arguments: list[str] | None = None) -> int:
+    """Console script `command_node`. Exit code 0 after SIGINT and SIGTERM, 2 when a parameter or the robot profile is wrong."""
+    return live(CommandNode, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 import rclpy
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+
+from openvla_ros.errors import OpenvlaRosError
 
 GRACE_S = 2.0
 """How long running callbacks (a forward pass, a model being loaded) may take to end; then the process leaves all the same."""
@@ -36,6 +39,9 @@ class Resident(Protocol):
 def live(make_node: Callable[[], Node], arguments: list[str] | None = None, threads: int = 1) -> int:
     """Make the node, spin it until SIGINT, SIGTERM or `finished`, and end in order. Returns the exit code.
 
+    0 after a signal; 2 when the arguments, a parameter or a profile are wrong, with one line that says so; 1 when a callback
+    raised.
+
     make_node: called after rclpy.init; must return a Resident node. threads: 1, or more for a MultiThreadedExecutor.
     Leaves with os._exit when threads are left: Python would wait for those of the executor for ever, and taking the
     interpreter down under one that is inside torch aborts the process.
@@ -43,8 +49,12 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
     leave = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leave.set())
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    node = make_node()
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        node = make_node()
+    except (OpenvlaRosError, ParameterException, NameValidationException, RuntimeError) as error:  # rcl raises RuntimeError
+        print(f"refused to start: {error}", file=sys.stderr)
+        return 2
     executor: Executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
     executor.add_node(node)
     failure: list[BaseException] = []

@@ -33,7 +33,7 @@ from openvla_ros.ros.camera import IMAGE_TRANSPORTS, Camera, ImageMessage, decod
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_chunk_message, to_ns
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.inference import Inference, Job
-from openvla_ros.ros.lifecycle import ACTIVE, INACTIVE, ManagedNode
+from openvla_ros.ros.lifecycle import ACTIVE, UNCONFIGURED, ManagedNode
 from openvla_ros.ros.lifetime import GRACE_S, live
 from openvla_ros.ros.parameters import Parameter, declare, read
 
@@ -74,6 +74,10 @@ PARAMETERS = (
 LATENCY_WINDOW = 200
 """Actions that the latency statistics look back on."""
 
+AHEAD_S, AHEAD_SIMULATED_S = 0.02, 0.5
+"""A stamp so far in the future is forgiven: two synchronised computers; /clock, which comes in steps and through a callback.
+command_node forgives nothing, but looks later, when inference has taken at least as long."""
+
 WARM_ACTIONS = 5
 """Actions timed at configure, so that activate knows the latency before the first frame."""
 
@@ -83,7 +87,7 @@ class PolicyNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__("policy_node")
-        declare(self, PARAMETERS, locked=lambda row: bool(row.locked) and self.state_label in (INACTIVE, ACTIVE))
+        declare(self, PARAMETERS, locked=lambda row: bool(row.locked) and self.state_label != UNCONFIGURED)
         self.finished = threading.Event()
         self._policy: Policy | None = None
         self._inference: Inference[ImageMessage] | None = None
@@ -97,6 +101,7 @@ class PolicyNode(ManagedNode):
         self._base_frame, self._max_age_s = "", 0.0
         self._goal: Goal | None = None
         self._goal_guard = threading.Lock()
+        self._instruction_guard = threading.Lock()
 
         quick = MutuallyExclusiveCallbackGroup()
         self._camera: Camera | None = None
@@ -122,7 +127,7 @@ class PolicyNode(ManagedNode):
         return self.attempt("configure", self._configure)
 
     def _configure(self) -> None:
-        self._refusal = ""
+        self._refusal = self._frame_problem = self._last_fault = ""
         values = read(self, PARAMETERS)
         threads = int(values["threads"]) or max(1, len(os.sched_getaffinity(0)) - 1)
         settings = read_profile(str(values["policy"]), threads=threads, **{name: values[name] for name in (
@@ -131,8 +136,11 @@ class PolicyNode(ManagedNode):
         if not self._base_frame:
             raise ConfigurationError("parameter 'base_frame' is empty. Name the frame of the robot's base, such as "
                                      "wx250s/base_link.")
-        self._judge = FrameJudge(FrameLimits(max_age_s=self._max_age_s, stamp_source=str(values["stamp_source"]),
-                                             frozen_after=int(values["frozen_after"])))
+        simulated = bool(self.get_parameter("use_sim_time").value)
+        self._judge = FrameJudge(FrameLimits(
+            max_age_s=self._max_age_s, max_ahead_s=AHEAD_SIMULATED_S if simulated else AHEAD_S,
+            stamp_source=str(values["stamp_source"]), frozen_after=int(values["frozen_after"]),
+            compressed=values["image_transport"] == "compressed"))
         self.get_logger().info(f"loading {settings.checkpoint!r}")
         began = perf_counter()
         self._latency_ms.clear()
@@ -144,9 +152,9 @@ class PolicyNode(ManagedNode):
             policy.close()
             raise
         self._policy = policy
-        self._last_fault = ""
-        self._inference = Inference(self._act, self._publish, self._session, policy.step_s)
-        self._inference.instruct(self._instruction, self._now_ns())
+        with self._instruction_guard:
+            self._inference = Inference(self._act, self._publish, self._session, policy.step_s)
+            self._inference.instruct(self._instruction, self._now_ns())
         self._camera = Camera(self, str(values["image_transport"]), self._on_image)
         for note in policy.notes:
             self.get_logger().warning(note)
@@ -185,6 +193,7 @@ class PolicyNode(ManagedNode):
                 f"image age {age_s:.3f} s + latency {latency_s:.3f} s ({kind}) + step {step_s:.3f} s exceed "
                 f"max_observation_age_s {self._max_age_s:.3f} s: the arm would stop within every step. Use a faster device or "
                 "dtype, or raise max_observation_age_s of both nodes and accept the longer stop time.")
+        self._refusal = ""
         self._inference.open()
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -211,12 +220,14 @@ class PolicyNode(ManagedNode):
         """Before the process leaves: tell the arm to stop, wait until that was heard, and let a running inference end."""
         self._silence("policy_node is shutting down")
         self._chunks.wait_for_all_acked(rclpy.duration.Duration(seconds=0.3))
-        if self._inference is not None:
-            self._inference.end(GRACE_S)
+        inference = self._inference
+        if inference is not None:
+            inference.end(GRACE_S)
 
     def _silence(self, reason: str) -> None:
-        if self._inference is not None:
-            self._inference.close(reason, self._now_ns())
+        inference = self._inference
+        if inference is not None:
+            inference.close(reason, self._now_ns())
         self._end_goal(ExecuteInstruction.Result.STOPPED, reason)
 
     def _release(self) -> None:
@@ -235,8 +246,9 @@ class PolicyNode(ManagedNode):
 
     def _on_image(self, message: ImageMessage) -> None:
         verdict = self._judge.judge(to_ns(message.header.stamp), self._now_ns(), message.data)
-        if verdict.usable and self._inference is not None:
-            self._inference.offer(message, verdict.stamp_ns)
+        inference = self._inference  # another thread may be unloading it
+        if verdict.usable and inference is not None:
+            inference.offer(message, verdict.stamp_ns)
 
     def _adapt_camera(self) -> None:
         camera = self._camera
@@ -258,16 +270,19 @@ class PolicyNode(ManagedNode):
         self._instruct(instruction, problem)
 
     def _instruct(self, instruction: str, problem: str = "") -> None:
-        self._instruction = instruction
-        if self._inference is not None:
-            self._inference.instruct(instruction, self._now_ns(), problem)
+        with self._instruction_guard:
+            self._instruction = instruction
+            if self._inference is not None:
+                self._inference.instruct(instruction, self._now_ns(), problem)
 
     def _on_driver(self, message: String) -> None:
         if message.data == self._driver:
             return
-        self._driver = message.data
-        if self._inference is not None:
-            self._inference.supersede(f"driver is {message.data}", self._now_ns())
+        with self._goal_guard:  # a goal is accepted under the driver of that moment
+            self._driver = message.data
+        inference = self._inference
+        if inference is not None:
+            inference.supersede(f"driver is {message.data}", self._now_ns())
         if message.data != "POLICY":
             stopped = message.data == "STOPPED"
             self._end_goal(ExecuteInstruction.Result.STOPPED if stopped else ExecuteInstruction.Result.TAKEN_OVER,
@@ -285,10 +300,10 @@ class PolicyNode(ManagedNode):
             rgb, jpeg = decode(job.frame)
             image_ms = (perf_counter() - began) * 1e3
             observation = Observation(rgb, job.instruction, job.stamp_ns, jpeg)
-        except OpenvlaRosError as error:
+        except Exception as error:  # a worker that dies would be silent for ever: whatever a decoder raises is a bad frame
             if not self._frame_problem:
                 self.get_logger().error(f"frame refused: {error}")
-            self._frame_problem = str(error)
+            self._frame_problem = str(error) if isinstance(error, OpenvlaRosError) else f"{type(error).__name__}: {error}"
             return None
         self._frame_problem = ""
         try:
@@ -328,20 +343,39 @@ class PolicyNode(ManagedNode):
         except OpenvlaRosError as error:
             self.get_logger().error(f"execute_instruction refused: {error}")
             return GoalResponse.REJECT
-        with self._goal_guard:  # two goals may be judged at the same time
-            if self._goal is not None:
+        with self._goal_guard:  # two goals may be judged at the same time, and the driver may have changed meanwhile
+            if self._goal is not None or self._driver != "POLICY":
                 return GoalResponse.REJECT
             self._goal = Goal(check_instruction(goal.instruction), to_ns(goal.time_limit), goal.step_limit)
         return GoalResponse.ACCEPT
 
     def _execute(self, handle: ServerGoalHandle) -> ExecuteInstruction.Result:
         goal = self._goal
-        assert goal is not None and self._inference is not None
+        assert goal is not None, "it was made when the goal was accepted"
+        try:
+            self._follow(goal, handle)
+        finally:
+            self._goal = None
+            if self._instruction == goal.instruction:
+                self._instruct("", goal.reason)
+        if handle.is_cancel_requested:
+            handle.canceled()
+        elif goal.outcome in (ExecuteInstruction.Result.STEP_LIMIT, ExecuteInstruction.Result.TIME_LIMIT):
+            handle.succeed()
+        else:
+            handle.abort()
+        return ExecuteInstruction.Result(outcome=goal.outcome, reason=goal.reason, steps=goal.steps)
+
+    def _follow(self, goal: Goal, handle: ServerGoalHandle) -> None:
+        """Give the instruction, tell the client of each step, and wait until the goal has ended."""
         self._instruct(goal.instruction)
-        # Also when the same text held already: what was computed before the goal is not its work.
-        goal.generation = self._inference.supersede("goal accepted", self._now_ns())
-        began = self.get_clock().now()
-        told = 0
+        inference = self._inference
+        if inference is None:
+            goal.end(ExecuteInstruction.Result.STOPPED, "the policy was unloaded")
+        else:
+            # Also when the same text held already: what was computed before the goal is not its work.
+            goal.generation = inference.supersede("goal accepted", self._now_ns())
+        began, told = self.get_clock().now(), 0
         while goal.outcome is None:
             goal.changed.wait(0.05)
             goal.changed.clear()
@@ -354,16 +388,6 @@ class PolicyNode(ManagedNode):
                 latency_ms = self._latency_ms[-1] if self._latency_ms else 0.0
                 handle.publish_feedback(ExecuteInstruction.Feedback(step=told, last_delta=goal.last_report.sent,
                                                                     latency_ms=latency_ms))
-        self._goal = None
-        if self._instruction == goal.instruction:
-            self._instruct("", goal.reason)
-        if handle.is_cancel_requested:
-            handle.canceled()
-        elif goal.outcome in (ExecuteInstruction.Result.STEP_LIMIT, ExecuteInstruction.Result.TIME_LIMIT):
-            handle.succeed()
-        else:
-            handle.abort()
-        return ExecuteInstruction.Result(outcome=goal.outcome, reason=goal.reason, steps=goal.steps)
 
     def _end_goal(self, outcome: int, reason: str) -> None:
         goal = self._goal

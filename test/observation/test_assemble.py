@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from openvla_ros.errors import ConfigurationError, InstructionError
 from openvla_ros.observation.assemble import (
+    COMPRESSED_LOSS_REMEDY,
     LOSS_REMEDY,
     NO_FRAMES_REMEDY,
     REMEDIES,
@@ -178,12 +179,21 @@ def test_refused_frames_name_their_remedy(reason: FrameReason) -> None:
     assert seen.refused == {reason: 1} and seen.remedy == REMEDIES[reason] and not seen.healthy
 
 
-def test_a_single_bad_frame_is_forgotten_after_a_window_of_good_ones() -> None:
-    judge = FrameJudge(FrameLimits(window=10))
-    judge.judge(0, T0 - MS)
-    now_ns = fill(judge, 10)
-    seen = judge.statistics(now_ns)
+def test_a_single_bad_frame_is_forgotten_after_two_good_seconds() -> None:
+    judge = FrameJudge()
+    judge.judge(0, T0)
+    assert not judge.statistics(fill(judge, 10, start_ns=T0 + MS)).healthy  # 10 frames are 0.9 s
+    seen = judge.statistics(fill(judge, 15, start_ns=T0 + 1000 * MS))
     assert seen.healthy and seen.refused == {FrameReason.ZERO_STAMP: 1}
+
+
+def test_the_newest_trouble_is_the_one_that_is_named() -> None:
+    judge = FrameJudge()
+    for k in range(20):
+        judge.judge(T0 + k * 100 * MS + 5_000 * MS, T0 + k * 100 * MS)
+    now_ns = T0 + 2_000 * MS
+    judge.judge(now_ns - 5_000 * MS, now_ns)
+    assert judge.statistics(now_ns).remedy == REMEDIES[FrameReason.STALE]
 
 
 @pytest.mark.parametrize("kept", [0.19, 0.35, 0.5, 0.7, 0.9, 1.0])
@@ -197,14 +207,15 @@ def test_loss_is_estimated_from_stamps_alone(kept: float) -> None:
     assert spacing_s is not None and lost == pytest.approx(1 - came[came.argmax():].mean(), abs=0.05)
 
 
-def test_loss_names_its_remedy() -> None:
-    judge = FrameJudge()
+@pytest.mark.parametrize(("compressed", "remedy"), [(False, LOSS_REMEDY), (True, COMPRESSED_LOSS_REMEDY)])
+def test_loss_names_its_remedy(compressed: bool, remedy: str) -> None:
+    judge = FrameJudge(FrameLimits(compressed=compressed))
     rng = np.random.default_rng(5)
     for k in range(240):
         if rng.random() < 0.3:
             now_ns = T0 + k * 33 * MS
             judge.judge(now_ns, now_ns, noise(k))
-    assert judge.statistics(now_ns).remedy == LOSS_REMEDY
+    assert judge.statistics(now_ns).remedy == remedy
     assert "Fast DDS" in LOSS_REMEDY and "compressed" in LOSS_REMEDY
 
 

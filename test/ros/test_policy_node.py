@@ -23,9 +23,11 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from openvla_msgs.action import ExecuteInstruction
 from openvla_msgs.msg import ActionChunk, CommandReport
+from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
@@ -53,6 +55,7 @@ class World(Node):
         self.reports = self.create_publisher(CommandReport, "command_report", 10)
         self.operator = self.create_publisher(String, "instruction", NEWEST_RELIABLE)
         self.change = self.create_client(ChangeState, "policy_node/change_state")
+        self.set_parameters = self.create_client(SetParameters, "policy_node/set_parameters")
         self.ask = self.create_client(GetState, "policy_node/get_state")
         self.goals = ActionClient(self, ExecuteInstruction, "execute_instruction")
         self._seed = 0
@@ -296,6 +299,27 @@ def test_unknown_and_impossible_parameters_refuse_configure(world: World, start:
     assert process.wait(DEADLINE_S) == 0
 
 
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--params-file", "/there/is/no/such.yaml"), "no/such.yaml"), (("-p", "use_sim_time:=5"), "use_sim_time"), (("-r", "x"), "'-r x'")])
+def test_arguments_that_ros_cannot_read_are_refused_in_one_line(start: Callable[..., subprocess.Popen[str]], tmp_path: Path,
+                                                               arguments: tuple[str, ...], words: str) -> None:
+    assert start(*arguments).wait(DEADLINE_S) == 2
+    said = (tmp_path / "policy_node_0.log").read_text()
+    assert "refused to start" in said and words in said and "Traceback" not in said
+
+
+def test_a_refused_activation_is_forgotten_once_it_succeeds(world: World, start: Callable[..., subprocess.Popen[str]]) -> None:
+    start()
+    assert world.transition(Transition.TRANSITION_CONFIGURE)
+    world.until(lambda: "too old" in world.health.get("camera", DiagnosticStatus()).message, "stale frames",
+                lambda: world.camera.publish(world.frame(stamp_ns=world.now_ns() - 5_000_000_000)))
+    assert not world.transition(Transition.TRANSITION_ACTIVATE)
+    world.until(lambda: "image age 5." in world.health["policy"].message, "the refusal")
+    world.until(lambda: float(world.value("camera", "age_s").replace("-", "9")) < 0.1, "fresh frames", world.stream)
+    assert world.transition(Transition.TRANSITION_ACTIVATE)
+    world.until(lambda: "refused" not in world.health["policy"].message, "the refusal to be gone", world.stream)
+
+
 def test_too_slow_for_the_age_limit_refuses_activate(world: World, start: Callable[..., subprocess.Popen[str]]) -> None:
     start(max_observation_age_s=0.1)  # shorter than one step of 0.2 s
     assert world.transition(Transition.TRANSITION_CONFIGURE)
@@ -382,6 +406,9 @@ def test_signals_end_the_node_in_every_state(world: World, start: Callable[..., 
     if state == "configuring":
         world.change.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
         world.until(lambda: world.state() == "configuring", "configuring")
+        late = Parameter("frozen_after", value=77).to_parameter_msg()
+        answer, = world.call(world.set_parameters, SetParameters.Request(parameters=[late])).results
+        assert not answer.successful and "before configure" in answer.reason
     elif state == "inactive":
         assert world.transition(Transition.TRANSITION_CONFIGURE)
     else:
