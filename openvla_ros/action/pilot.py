@@ -1,4 +1,4 @@
-"""Joins playback, safety, handoff and target: what came in since the last tick -> what the arm is sent now.
+"""Joins inbox, playback, hand, handoff and target: what came in since the last tick -> what the arm is sent now.
 
 Pure: time is an argument, nothing is published here, no thread is started. One thread at a time may call.
 
@@ -24,16 +24,17 @@ from openvla_ros.action.approach import Approach
 from openvla_ros.action.command import NOBODY, ZERO, Motion, Phase, PlayedStep, Twist, shorten, slew, slow_down
 from openvla_ros.action.hand import Hand, HumanRecord, is_finite
 from openvla_ros.action.handoff import Driver, next_driver
+from openvla_ros.action.inbox import Fate, Inbox
 from openvla_ros.action.kinematics import Kinematics
 from openvla_ros.action.playback import Playback
 from openvla_ros.action.pose import from_rpy
-from openvla_ros.action.safety import Refusal, outside, refuse_content
+from openvla_ros.action.safety import Refusal, outside
 from openvla_ros.action.schedule import SECOND_NS
 from openvla_ros.action.state import Measured, asleep, measure, strained
 from openvla_ros.action.target import Target
 from openvla_ros.action.tedium import Tedium
 from openvla_ros.action.teleop import TeleopRequest
-from openvla_ros.contract import Action, ChunkIdentity, FloatArray, Pose, ReceivedChunk, RobotState
+from openvla_ros.contract import Action, FloatArray, Pose, ReceivedChunk, RobotState
 from openvla_ros.errors import ConfigurationError, HandoffRefused
 from openvla_ros.robot import RobotProfile
 
@@ -128,11 +129,7 @@ class Pilot:
         """kinematics: of the profile's arm. Raises ConfigurationError when the settings do not fit the profile."""
         self._profile, self._kinematics = profile, kinematics
         self._driver, self._stop_reason = Driver.HOLD, "no driver was chosen yet"
-        self._newest: ChunkIdentity | None = None  # newest of all chunks, whoever drives
-        self._session: int | None = None  # whose chunks are played; None: the first to come
-        self._since_ns = 0  # POLICY began then, ROS clock: earlier observations are void
-        self._observed_ns: int | None = None  # newest accepted stamp since then; None: the arm is not waiting for a next one
-        self._proposal: ReceivedChunk | None = None  # newest good chunk while a human drives
+        self._inbox = Inbox(profile)
         self._last: Now | None = None
         self._target = Target(profile)
         self._measured: Measured | None = None
@@ -226,7 +223,7 @@ class Pilot:
         if driver is self._driver:
             return
         self._switch(driver, "waiting for a chunk that was observed after POLICY was chosen")
-        self._since_ns, self._session, self._observed_ns = now.ros_ns, None, None
+        self._inbox.begin(now.ros_ns)
         self._tedium = Tedium(self._settings.stuck_after)
 
     def take_over(self, obstacles: Mapping[str, str] = NOTHING) -> None:
@@ -237,7 +234,8 @@ class Pilot:
         if driver is before:
             return
         self._switch(driver, BY_HAND)
-        self._took_over, self._proposal, self._record = before is Driver.POLICY, None, HumanRecord()
+        self._took_over, self._record = before is Driver.POLICY, HumanRecord()
+        self._inbox.forget_proposal()
 
     def hold(self) -> None:
         """Whoever drives -> HOLD with a soft stop. Raises HandoffRefused when STOPPED."""
@@ -332,12 +330,13 @@ class Pilot:
             phase = Phase.ZEROS
         self._last, self._speaking = now, phase is not None
         refused, self._refused = tuple(self._refused), []
-        target, proposal = self._target, self._fresh_proposal(now)
+        target, by_human = self._target, self._driver is Driver.HUMAN
+        proposal = self._inbox.proposal(now.ros_ns, self.settings.max_observation_age_s) if by_human else None
         motion = None if phase is None else Motion(target.twist, target.pose, target.joints, target.gripper, phase,
                                                    step if self._driver is Driver.POLICY else None, self._ahead(now))
         return Decision(self._driver, motion, step, started, refused, self._stop_reason, target.pose,
                         self._measured.pose if self._measured else None, proposal,
-                        self._driver is Driver.HUMAN and (self._took_over or proposal is not None))
+                        by_human and (self._took_over or proposal is not None))
 
     def _look(self, now: Now, state: RobotState | None, inputs: Inputs) -> None:
         """The clock, the arm, and everything that forbids somebody to drive."""
@@ -389,53 +388,29 @@ class Pilot:
         self._touching = touching
 
     def _receive(self, received: ReceivedChunk, now: Now) -> None:
-        """Judge a chunk at the door. Dropped: it changes nothing. Refused: the arm stops. A stop is obeyed in any order."""
         self.counts["chunks"] += 1
-        newest, identity = self._newest, received.identity
-        in_order = newest is None or newest.session != identity.session or newest < identity
-        if in_order:
-            self._newest = identity
-        if self._driver is Driver.HUMAN and in_order:
-            wrong = refuse_content(received, self._profile.base_frame, self._profile.limits)
-            self._proposal = received if received.chunk.steps and wrong is None else None
         if self._driver is not Driver.POLICY:
+            self._inbox.overhear(received, by_human=self._driver is Driver.HUMAN)
             return
-        chunk = received.chunk
-        if self._session not in (None, identity.session):
-            self._count("session")
-            self._fall("chunks come from another start of the policy. If that is meant, choose POLICY again.")
-        elif not chunk.steps:
-            self._observed_ns = None  # it said so itself: nothing is overdue
-            self._stop(f"the policy stopped the arm: {chunk.fault or 'no reason given'}")
-        elif not in_order:
-            self._drop(Refusal("order", "a chunk came after a newer one"))
-        elif (refusal := refuse_content(received, self._profile.base_frame, self._profile.limits)) is not None:
-            self._refuse(refusal)
-        elif (why := self._untimely(chunk.observation_stamp_ns, now)) is not None:
-            self._drop(why)
-        else:
-            self._session, self._observed_ns = identity.session, chunk.observation_stamp_ns
+        letter = self._inbox.read(received, now.ros_ns, self.settings.max_observation_age_s)
+        if letter.refusal is None:
             self._playback.put(received)
-
-    def _untimely(self, stamp_ns: int, now: Now) -> Refusal | None:
-        """Why a chunk comes at the wrong time; the one that plays goes on."""
-        if stamp_ns == 0:
-            return Refusal("stamp", "chunk carries no observation stamp (zero). Let the camera driver stamp its images.")
-        if stamp_ns < self._since_ns:
-            return Refusal("before_switch", "chunk was observed before POLICY was chosen")
-        if self._observed_ns is not None and stamp_ns < self._observed_ns:
-            return Refusal("order", "chunk's observation is older than that of the chunk before")
-        age_s, allowed_s = (now.ros_ns - stamp_ns) / SECOND_NS, self.settings.max_observation_age_s
-        if age_s < 0.0:
-            return Refusal("age", "chunk's observation lies in the future. Synchronise the clocks of camera and robot (chrony).")
-        if age_s > allowed_s:
-            return Refusal("age", f"chunks arrive older than {allowed_s:g} s. Make the policy faster, or raise max_observation_age_s.")
-        return None
+        elif letter.fate is Fate.STOP:
+            self._stop(letter.refusal.reason)
+        elif letter.fate is Fate.REFUSED:
+            self._refuse(letter.refusal)
+        elif letter.fate is Fate.FOREIGN:
+            self._count(letter.refusal.rule)
+            self._fall(letter.refusal.reason)
+        else:
+            self._drop(letter.refusal)
 
     def _expire(self, now: Now) -> None:
-        if self._driver is not Driver.POLICY or self._observed_ns is None:
+        """Without fresh chunks: first the reason, then HOLD."""
+        age_s = self._inbox.age_s(now.ros_ns) if self._driver is Driver.POLICY else None
+        if age_s is None:
             return
-        allowed_s, age_s = self.settings.max_observation_age_s, (now.ros_ns - self._observed_ns) / SECOND_NS
+        allowed_s = self.settings.max_observation_age_s
         if age_s > allowed_s + self.settings.resume_within_s:
             self._count("expired")
             self._fall(f"no fresh chunk came within {self.settings.resume_within_s:g} s after the last expired. "
@@ -558,17 +533,10 @@ class Pilot:
 
     # ------------------------------------------------------------------ small things
 
-    def _fresh_proposal(self, now: Now) -> Action | None:
-        """The policy's newest step while a human drives, as long as its observation is fresh."""
-        if self._driver is not Driver.HUMAN or self._proposal is None:
-            return None
-        age_s = (now.ros_ns - self._proposal.chunk.observation_stamp_ns) / SECOND_NS
-        return self._proposal.chunk.steps[0] if 0.0 <= age_s <= self.settings.max_observation_age_s else None
-
     def _waits(self, now: Now) -> bool:
         """Between two steps: the arm is told to rest, and the next chunk is not overdue."""
-        return self._driver is Driver.POLICY and self._observed_ns is not None and (
-            now.ros_ns - self._observed_ns <= self.settings.max_observation_age_s * SECOND_NS)
+        age_s = self._inbox.age_s(now.ros_ns) if self._driver is Driver.POLICY else None
+        return age_s is not None and age_s <= self.settings.max_observation_age_s
 
     def _switch(self, driver: Driver, reason: str) -> None:
         """Another driver: the chunk in flight is dropped, the speed ramped, the gripper kept."""
