@@ -81,12 +81,16 @@ try:
     from rclpy.parameter import Parameter
     from rclpy.qos import QoSProfile, ReliabilityPolicy
     from rosgraph_msgs.msg import Clock
-    from sensor_msgs.msg import Image
+    from sensor_msgs.msg import Image, JointState, Joy
     from std_msgs.msg import Bool, String
     from std_srvs.srv import Trigger
 
+    from openvla_ros.action.command import Twist, advanced
+    from openvla_ros.action.kinematics import Kinematics
+    from openvla_ros.action.pose import from_rpy
     from openvla_ros.contract import Action, ActionChunk, ChunkIdentity
     from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_chunk_message, to_ns, to_time
+    from openvla_ros.ros.profile import read_robot, read_urdf
 except ImportError:  # the marker `ros` skips every scenario, with the reason
     Node = object
 
@@ -141,6 +145,10 @@ class World(Node):
         self._player: threading.Thread | None = None
         self.distort: Callable[[Image], Image | None] | None = None  # what a broken camera makes of a picture; None: it is well
         self.seen_ns = 0  # stamp of the newest good picture, or of the newest good chunk's observation
+        self.kinematics: Any = None  # of the arm, where there is one
+        self.blocked, self.side_m = False, 0.08
+        self.distort_joints: Callable[[JointState], JointState | None] | None = None
+        self.joints_ns = 0  # stamp of the newest good joint states
         self._pictures = np.random.default_rng(1)
         self._filming = threading.Event()
         self._film: threading.Thread | None = None
@@ -186,6 +194,81 @@ class World(Node):
 
     def emergency_stop(self) -> None:
         assert self.call(self.stop, Trigger.Request()).success
+
+    def have_arm(self) -> None:
+        """An arm behind the twists: it follows each for a tick and says its joints 50 times a second."""
+        profile = read_robot("wx250s")
+        assert profile.arm is not None
+        self.kinematics = Kinematics(read_urdf("wx250s", profile), "wx250s/ee_gripper_link", profile.arm.joints)
+        self.joints, self.efforts, self.joint_names = np.zeros(6), [0.0] * 6, list(profile.arm.joints)
+        self.place(0.15)
+        self.states = self.create_publisher(JointState, "joint_states", 10)
+        self.hand = self.create_publisher(TwistStamped, "teleop/delta_twist_cmds", NEWEST_RELIABLE)
+        self.joy = self.create_publisher(Joy, "joy", NEWEST_RELIABLE)
+        self.create_subscription(TwistStamped, "delta_twist_cmds", self._follow, 1000)
+        self.create_timer(0.02, self._say_joints)
+
+    def place(self, x_m: float, z_m: float = 0.15) -> None:
+        """Put the arm somewhere, as nobody commanded it; its hand points down. Far from where it was, so that no target is kept."""
+        self.side_m = -self.side_m
+        pose = from_rpy(np.array([x_m, self.side_m, z_m]), np.array([0.0, math.pi / 2, 0.0]))
+        solution = self.kinematics.inverse(pose, np.array([0.0, -0.3, 0.5, 0.0, 1.3, 0.0]), np.inf)
+        assert solution.reached
+        self.joints = solution.positions
+
+    def _follow(self, message: TwistStamped) -> None:
+        linear, angular = message.twist.linear, message.twist.angular
+        twist = Twist(np.array([linear.x, linear.y, linear.z]), np.array([angular.x, angular.y, angular.z]))
+        if twist.moving and not self.blocked:
+            self.joints = self.kinematics.inverse(advanced(self.kinematics.forward(self.joints), twist, TICK_S), self.joints).positions
+
+    def _say_joints(self) -> None:
+        message = JointState(name=self.joint_names, position=self.joints.tolist(), effort=self.efforts)
+        message.header.stamp = to_time(self.now_ns())
+        distort = self.distort_joints
+        if distort is None:
+            self.joints_ns = to_ns(message.header.stamp)
+            self.states.publish(message)
+        elif (broken := distort(message)) is not None:
+            self.states.publish(broken)
+
+    def push(self, x_m_s: float, y_m_s: float = 0.0, z_m_s: float = 0.0) -> Any:
+        """What a teleop would say now; it may be spoilt before it is published on `hand`."""
+        message = TwistStamped()
+        message.header.stamp, message.header.frame_id = to_time(self.now_ns()), "wx250s/base_link"
+        message.twist.linear.x, message.twist.linear.y, message.twist.linear.z = x_m_s, y_m_s, z_m_s
+        return message
+
+    def push_for_ticks(self, ticks: int, *velocity: float) -> None:
+        """Push for as long as it takes the arm to be sent so many commands."""
+        count = len(self.twists) + ticks
+        self.until(lambda: len(self.twists) >= count, "commands", lambda: (self.hand.publish(self.push(*velocity)), time.sleep(0.015)))
+
+    def press(self, deflection: float, deadman: bool) -> int:
+        """One message of a joystick, its left stick and its deadman; returns its stamp."""
+        message = Joy(axes=[0.0, deflection, *[0.0] * 6], buttons=[int(deadman and number == 5) for number in range(11)])
+        stamp_ns = self.now_ns()
+        message.header.stamp = to_time(stamp_ns)
+        self.joy.publish(message)
+        return stamp_ns
+
+    def beat(self) -> None:
+        """Say `enable` ten times a second until `heart` is cancelled; `beaten_ns` is when it was said last."""
+        enables = self.create_publisher(Bool, "enable", NEWEST_RELIABLE)
+
+        def say() -> None:
+            self.beaten_ns = self.now_ns()
+            enables.publish(Bool(data=True))
+
+        self.heart = self.create_timer(0.1, say)
+
+    def drive_by(self, act: Callable[[], Any]) -> tuple[int, int]:
+        """Have a hand move the arm at a steady 0.1 m/s by doing something 50 times a second."""
+        self.settle()
+        twists, reports = len(self.twists), len(self.reports)
+        self.until(lambda: self.drivers[-1] == "HUMAN" and any(speed(twist) > 0.099 for twist in self.twists[twists:]),
+                   "the hand to move the arm", lambda: (act(), time.sleep(0.015)))
+        return twists, reports
 
     def now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds) if self.sim_ns is None else self.sim_ns
@@ -284,8 +367,11 @@ class World(Node):
 
     def settle(self) -> None:
         """Whatever the scenario before left: nothing is distorted, the driver is HOLD, and the topic of the arm is silent."""
-        self.distort = None
+        self.distort = self.distort_joints = None
         self.request_stop(False)
+        if self.kinematics is not None:
+            self.blocked, self.efforts = False, [0.0] * 6
+            self.place(0.15)
 
         def holds() -> bool:
             if self.drivers[-1:] == ["STOPPED"]:
@@ -399,11 +485,7 @@ def speed(twist: TwistStamped) -> float:
 class Child:
     """A node as a process, under `timeout` where there is one, so that nothing outlives the suite."""
 
-    def __init__(self, module: str, arguments: Sequence[str], parameters: Mapping[str, object], environment: dict[str, str],
-                 log: Path, prefix: Sequence[str]) -> None:
-        command = [sys.executable, "-m", f"openvla_ros.ros.{module}", "--ros-args", *arguments]
-        for name, value in parameters.items():
-            command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
+    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path, prefix: Sequence[str]) -> None:
         guard = ["timeout", "-k", "5", "300"] if shutil.which("timeout") else []
         self.log = log
         with log.open("w") as file:
@@ -459,8 +541,15 @@ class Stage:
 
     def start(self, module: str, *arguments: str, prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None,
               **parameters: object) -> Child:
-        log = self.folder / f"{module}_{len(self._children)}.log"
-        self._children.append(Child(module, arguments, parameters, self.environment | dict(environment or {}), log, prefix))
+        command = [sys.executable, "-m", f"openvla_ros.ros.{module}", "--ros-args", *arguments]
+        for name, value in parameters.items():
+            command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
+        return self.run(module, command, prefix, environment)
+
+    def run(self, name: str, command: Sequence[str], prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Child:
+        """Any command, in this domain."""
+        log = self.folder / f"{name}_{len(self._children)}.log"
+        self._children.append(Child(command, self.environment | dict(environment or {}), log, prefix))
         return self._children[-1]
 
     def command_node(self, *arguments: str, **options: Any) -> Child:
