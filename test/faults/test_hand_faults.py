@@ -119,7 +119,8 @@ def test_a_teleop_that_talks_nonsense(world: Any, spoil: Any, rule: str) -> None
     world.hand.publish(message)
     report = world.see_rule(reports, rule)
     assert report.driver == report.HUMAN
-    world.stops_within(TWIST_S + world.tick_s + world.ramp_s, stamp_ns(report), twists, "the report of the teleop's fault", f"teleop: {rule}")
+    world.stops_within(TWIST_S + world.tick_s + world.ramp_s, stamp_ns(report), twists, "the report of the teleop's fault",
+                       f"teleop: {rule}")
 
 
 def test_a_hand_faster_than_the_arm_may_move(world: Any) -> None:
