@@ -57,7 +57,6 @@ class Camera:
             offered = self._offered()
             if self._closed or offered == self._reliability or monotonic() - self._made_at < RECREATE_AFTER_S:
                 return
-            self._node.get_logger().info(f"{self.topic}: listening {offered.name.lower()} now, as its publishers offer")
             self._node.destroy_subscription(self._subscription)
             self._reliability, self._made_at = offered, monotonic()
             self._subscription = self._subscribe()
@@ -69,6 +68,7 @@ class Camera:
             self._node.destroy_subscription(self._subscription)
 
     def _subscribe(self):  # type: ignore[no-untyped-def]
+        self._node.get_logger().info(f"{self.topic}: listening, {self._reliability.name.lower().replace('_', ' ')}")
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=self._reliability,
                          durability=DurabilityPolicy.VOLATILE)
         return self._node.create_subscription(self._type, self.topic, self._on_image, qos, callback_group=self._group)
