@@ -47,6 +47,10 @@ REFUSED_CODE = 2
 """Exit code of a part that refuses its parameters or its recording: the user's to mend, not a fault."""
 
 
+ORDERLY_CODES = (0, -signal.SIGTERM)
+"""Exit codes of a part that was asked to stop: a part that is still starting has no ear for SIGTERM yet, and just ends."""
+
+
 class PartDied(Exception):
     """A part ended although nobody asked it to. The message names it and shows the end of its log."""
 
@@ -197,10 +201,9 @@ class Supervisor:
     # ------------------------------------------------------------------ the way down
 
     def _stop(self, observer: Observer, error: str, code: int) -> tuple[str, int]:
-        """Player, policy silent, arm held, then all processes. Returns the error and exit code, worse if something hung."""
+        """Player, policy silent, arm held, then all processes. Returns the error and exit code, worse if one hung or broke down."""
         plan = self._plan
-        if plan.player is not None:
-            self._end(plan.player.name)
+        hung = [plan.player.name] if plan.player is not None and not self._end(plan.player.name) else []
         for ready, ask, who in ((observer.policy_answers, lambda: observer.change_state("deactivate"), plan.policy.name),
                                 (observer.command_answers, lambda: observer.set_driver("hold"), plan.command.name)):
             process = self._processes.get(who)
@@ -208,11 +211,12 @@ class Supervisor:
                 future, until = ask(), monotonic() + ANSWER_S
                 while not future.done() and monotonic() < until and process.exit_code is None:
                     sleep(TICK_S / 10)
-        hung = [name for name in (plan.policy.name, plan.command.name) if not self._end(name)]
-        if hung:
-            text = f"{' and '.join(hung)} did not leave after SIGTERM and had to be killed; see the log in {self._log_folder}."
-            error, code = f"{error}\n{text}".strip(), 1
-        return error, code
+        hung += [name for name in (plan.policy.name, plan.command.name) if not self._end(name)]
+        troubles = [f"{' and '.join(hung)} did not leave after SIGTERM and had to be killed; see the log in {self._log_folder}."
+                    ] if hung else []
+        troubles += [story(process) for name, process in self._processes.items()
+                     if name not in hung and process.exit_code not in ORDERLY_CODES and process.obituary() not in error]
+        return "\n".join([*([error] if error else []), *troubles]), 1 if troubles else code
 
     def _frames_played(self) -> int | None:
         """Camera frames that the player says it sent; None without a player, or when it did not come to say so."""
@@ -243,8 +247,7 @@ class Supervisor:
         for process in self._processes.values():
             done = process is self._processes.get(self._plan.player.name) if self._plan.player else False
             if process.exit_code is not None and not (done and process.exit_code == 0):
-                story = "\n".join([process.obituary(), *(f"  {line}" for line in process.tail())])
-                raise Refused(story) if process.exit_code == REFUSED_CODE else PartDied(story)
+                raise Refused(story(process)) if process.exit_code == REFUSED_CODE else PartDied(story(process))
 
     def _wait(self, phase: str, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -264,3 +267,8 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
         self._stop_asked = True
+
+
+def story(process: Process) -> str:
+    """How a part ended, and the end of its log."""
+    return "\n".join([process.obituary(), *(f"  {line}" for line in process.tail())])

@@ -250,6 +250,21 @@ def test_a_part_that_dies_is_named_and_the_rest_stops(system: Callable[..., Syst
 
 
 @pytest.mark.ros
+def test_a_part_that_breaks_down_while_it_stops_is_named(system: Callable[..., System], checkpoint: Path, episode: Path) -> None:
+    live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--loop", "--plain")
+    live.until_playing()
+    policy = live.parts()["policy_node"]
+    policy.suspend()  # the stop waits for its answer
+    live.process.send_signal(signal.SIGINT)
+    live.until(lambda: "\nstopping\n" in Path(live.out.name).read_text())
+    policy.send_signal(signal.SIGABRT)
+    policy.resume()
+    assert live.ended() == 1, live.said()
+    assert "error: policy_node was ended by SIGABRT; its log is" in live.said()
+    assert not live.left_over()
+
+
+@pytest.mark.ros
 def test_what_policy_node_refuses_is_said(system: Callable[..., System], checkpoint: Path, episode: Path) -> None:
     live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--unnorm-key", "mars", "--json")
     live.until(lambda: len(live.parts()) == 2)
