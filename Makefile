@@ -38,7 +38,7 @@ build/synthetic_episode: | setup
 test: setup ## all tests, lint and types included: make test [ARGS="-k word"]
 	@.venv/bin/python -m pytest $(ARGS)
 
-test-faults: setup ## every fault scenario, about five minutes; make test runs a few of them
+test-faults: setup ## every fault scenario, about six minutes; make test runs six of them
 	@.venv/bin/python -m pytest test/faults -m faults $(ARGS)
 
 fuzz: setup ## millions of odd numbers through the safety chains, about a minute: make fuzz [SEED=number]
