@@ -247,14 +247,16 @@ def conduct(plan: Plan, environment: Mapping[str, str], log_folder: Path | None,
 
 def report(summary: Mapping[str, Any]) -> list[str]:
     """The summary for people."""
-    lines = ["", "summary"]
+    lines = ["", "summary", *([f"  {summary['headline']}"] if summary["headline"] else [])]
     if summary["frames_played"] is not None:
         lines.append(f"  frames      {summary['frames_played']} played, {summary['frames_received'] or 0} received, "
                      f"{summary['frames_inferred'] or 0} inferred, {summary['frames_replaced_by_newer'] or 0} replaced by newer ones")
     for name, count in summary["frames_refused"].items():
         lines.append(f"              {count} refused: {name}")
     hz = summary["hz"]
-    lines.append(f"  chunks      {summary['chunks']}" + (f" at {hz:.2f} Hz" if hz else ""))
+    lines.append(f"  chunks      {summary['chunks']} published" + (f" at {hz:.2f} Hz" if hz else ""))
+    if summary["chunks_overtaken"]:
+        lines.append(f"              {summary['chunks_overtaken']} overtaken: instruction, driver or state changed meanwhile")
     lines.append(f"  steps       {summary['steps_started']} started, driver at the end {summary['driver']}")
     for name, value in summary["latency_ms"].items():
         lines.append(f"  {name:<11} median {value['median']:.1f} ms, p99 {value['p99']:.1f} ms")

@@ -107,6 +107,7 @@ class Supervisor:
         self._processes: dict[str, Process] = {}
         self._stop_asked = False
         self._active = False  # before that, nobody drives and there is nothing to silence
+        self._complete = False  # the recording came to its end and the final counts came after it
         self._observer: Observer | None = None
 
     def run(self) -> Outcome:
@@ -124,8 +125,10 @@ class Supervisor:
                 error, code = str(trouble), 1
             except Refused as trouble:
                 error, code = str(trouble), 2
+            observer.tally.on_end()
             error, code = self._stop(observer, error, code)
-            return Outcome(code, error, {**observer.tally.summary(self._frames_played()), "log_folder": str(self._log_folder)})
+            summary = observer.tally.summary(self._frames_played(), self._complete)
+            return Outcome(code, error, {**summary, "log_folder": str(self._log_folder)})
         finally:
             for process in self._processes.values():
                 process.kill()
@@ -197,6 +200,7 @@ class Supervisor:
         heard, until = observer.tally.health_messages, monotonic() + ANSWER_S
         while observer.tally.health_messages < heard + 4 and monotonic() < until:  # the final counts come with the next diagnostics
             self._look("collecting")
+        self._complete = True
 
     # ------------------------------------------------------------------ the way down
 

@@ -13,7 +13,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from openvla_msgs.msg import ActionChunk, CommandReport
 
 from openvla_ros.contract import ACTION_NAMES
-from openvla_ros.observation.assemble import LOSS_REMEDY
 from openvla_ros.ros.convert import from_delta
 
 REMEMBERED = 20_000
@@ -24,6 +23,16 @@ MISSED_AT_START = 2
 
 RECENT = 20
 """Chunks that the screen's rate and latency look back on."""
+
+
+@dataclass(frozen=True)
+class Fall:
+    """How POLICY was left: for which driver, after how many steps, why, and how many inferences had come by then."""
+
+    driver: str
+    steps: int
+    reason: str
+    results: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class Tally:
         self._chunks = self._steps = 0
         self._faults: Counter[str] = Counter()
         self._stop_reasons: Counter[str] = Counter()
+        self._fall: Fall | None = None
+        self._ending = False
         self._instruction, self._driver, self._stop_reason = "", "unknown", ""
         self._reported = CommandReport.HOLD  # the driver of the newest report
         self._delta: tuple[float, ...] = ()
@@ -85,7 +96,17 @@ class Tally:
             meant = CommandReport.HOLD not in (message.driver, self._reported) or message.driver != self._reported
             if meant and message.stop_reason not in ("", self._stop_reason):
                 self._stop_reasons[message.stop_reason] += 1
+            if message.driver in (CommandReport.POLICY, CommandReport.HUMAN):
+                self._fall = None
+            elif self._reported == CommandReport.POLICY and not self._ending:
+                self._fall = Fall("HOLD" if message.driver == CommandReport.HOLD else "STOPPED", self._steps, message.stop_reason,
+                                  self._results)
             self._stop_reason, self._reported = message.stop_reason, message.driver
+
+    def on_end(self) -> None:
+        """From here on the run is stopped on purpose: that POLICY is left is no trouble any more."""
+        with self._lock:
+            self._ending = True
 
     def on_driver(self, driver: str) -> None:
         """Who drives now."""
@@ -123,23 +144,30 @@ class Tally:
             return next((message for name, (level, message, _) in self._health.items()
                          if name.endswith("policy_node: policy") and level == DiagnosticStatus.ERROR), "")
 
-    def summary(self, frames_played: int | None) -> dict[str, Any]:
-        """Plain values for people and programs. frames_played: what the recording holds, None without one."""
+    def summary(self, frames_played: int | None, complete: bool = True) -> dict[str, Any]:
+        """Plain values for people and programs.
+
+        frames_played: what the player sent; None without one. complete: it came to its end, and the nodes said their counts since.
+        """
         with self._lock:
             received = self._number("camera", "received")
+            headline = self._headline(frames_played)
             notes = [note for note in self._part("policy")[2].get("notes", "").split("; ") if note]
-            if frames_played is not None and received is not None and received < frames_played:
-                lost = frames_played - received
-                notes.append(f"policy_node received {received} of {frames_played} frames"
-                             + (f". {LOSS_REMEDY}" if lost > max(MISSED_AT_START, 0.05 * frames_played) else
-                                " (the first are missed while it adapts to a camera that appears)"))
-            if frames_played and not self._chunks:
+            if frames_played is not None and not complete:
+                notes.append("the recording was not played to its end; frames received and inferred are as policy_node last said them")
+            elif frames_played is not None and received is not None and received < frames_played:
+                few = frames_played - received <= max(MISSED_AT_START, 0.05 * frames_played)
+                notes.append(f"policy_node received {received} of {frames_played} frames" + (
+                    " (the first are missed while it adapts to a camera that appears)" if few else
+                    ". Most likely this computer was too busy to take the others in time: leave it a core (--threads), or play slower "
+                    "(--rate)."))
+            if frames_played and complete and not self._chunks:
                 notes.append("no chunk came out of the whole recording; look at the log of policy_node")
-            elif frames_played and not self._steps:
+            elif frames_played and self._chunks and not self._steps:
                 notes.append(f"{self._chunks} chunks came, but command_node started no step: "
                              + ("; ".join(self._stop_reasons) or "it gives no reason"))
             return {
-                "frames_played": frames_played, "frames_received": received,
+                "headline": headline, "frames_played": frames_played, "frames_received": received,
                 "frames_inferred": self._number("policy", "taken"), "frames_replaced_by_newer": self._number("policy", "replaced"),
                 "frames_refused": self._refused_frames(), "chunks": self._chunks, "chunks_overtaken": self._number("policy", "overtaken"),
                 "steps_started": self._steps, "hz": rate_hz(list(self._arrivals_s)),
@@ -147,6 +175,20 @@ class Tally:
                 "faults": dict(self._faults), "rules": self._rules(), "stop_reasons": dict(self._stop_reasons),
                 "driver": self._driver, "notes": notes,
             }
+
+    @property
+    def _results(self) -> int:
+        return self._chunks + sum(self._faults.values())
+
+    def _headline(self, frames_played: int | None) -> str:
+        """That POLICY was left in the middle, in one line; empty when it was not.
+
+        The end of a recording leaves POLICY too: no chunk comes after it but the one that was being computed.
+        """
+        fall = self._fall
+        if fall is None or (frames_played is not None and self._results - fall.results < 2):
+            return ""
+        return f"POLICY fell to {fall.driver} after {fall.steps} steps: {fall.reason or 'command_node gives no reason'}"
 
     def _in_order(self) -> list[tuple[str, deque[float]]]:
         """Stages in the order they run, the sum last."""

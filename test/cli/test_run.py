@@ -105,6 +105,19 @@ def test_a_child_starts_its_own_libraries(tmp_path: Path) -> None:
     assert child_environment(sourced) == sourced
 
 
+def test_the_report_says_what_went_wrong_first_and_where_chunks_went() -> None:
+    summary: dict = {
+        "headline": "POLICY fell to HOLD after 6 steps: no fresh chunk", "frames_played": 20, "frames_received": 20, "frames_inferred": 18,
+        "frames_replaced_by_newer": 2, "frames_refused": {}, "chunks": 15, "chunks_overtaken": 3, "steps_started": 6, "hz": 5.0,
+        "latency_ms": {}, "faults": {}, "rules": {}, "stop_reasons": {}, "driver": "HOLD", "notes": ["untrained"], "log_folder": "logs"}
+    lines = run.report(summary)
+    assert lines[:3] == ["", "summary", "  POLICY fell to HOLD after 6 steps: no fresh chunk"]
+    chunks = next(index for index, line in enumerate(lines) if "15 published at 5.00 Hz" in line)
+    assert "3 overtaken" in lines[chunks + 1]
+    quiet = run.report(summary | {"headline": "", "chunks_overtaken": None})
+    assert quiet[2].startswith("  frames") and not any("overtaken" in line for line in quiet)
+
+
 # ---------------------------------------------------------------------- the whole system
 
 
@@ -200,6 +213,7 @@ def test_a_recording_from_end_to_end(system: Callable[..., System], checkpoint: 
     summary = live.result()
     assert summary["frames_played"] == 15 and summary["frames_received"] >= 10
     assert summary["chunks"] >= 5 and summary["steps_started"] >= 3 and "error" not in summary
+    assert not any("played to its end" in note for note in summary["notes"])
     assert list(summary["latency_ms"])[-1] == "total" and summary["latency_ms"]["decode"]["median"] > 0
     assert any("untrained" in note for note in summary["notes"])
     assert not live.left_over()

@@ -47,6 +47,7 @@ def test_a_fault_is_no_chunk_and_a_stop_word_is_no_fault() -> None:
 
 
 def test_lost_frames_are_said_with_the_remedy() -> None:
+    """Compressed or raw, the run has set a profile for Fast DDS: that is not what to mend."""
     tally = Tally()
     tally.on_diagnostics(health("/policy_node: camera", received=12, refused_colon_stale=3), OURS)
     tally.on_diagnostics(health("/policy_node: policy", taken=9, replaced=3, overtaken=1, refused=2, notes="untrained"), OURS)
@@ -55,9 +56,46 @@ def test_lost_frames_are_said_with_the_remedy() -> None:
     assert summary["frames_refused"] == {"stale": 3, "too old or not decodable when the policy was free": 2}
     assert "untrained" in summary["notes"]
     lost = next(note for note in summary["notes"] if "12 of 43" in note)
-    assert "fastdds.xml" in lost
+    assert "too busy" in lost and "--rate" in lost and "Fast DDS" not in lost
     assert "no chunk came out of the whole recording; look at the log of policy_node" in summary["notes"]
     assert tally.view().dropped == 9
+
+
+def test_a_run_that_was_cut_short_has_lost_nothing() -> None:
+    tally = Tally()
+    tally.on_diagnostics(health("/policy_node: camera", received=1), OURS)
+    assert tally.summary(6, complete=False)["notes"] == [
+        "the recording was not played to its end; frames received and inferred are as policy_node last said them"]
+    assert tally.summary(None, complete=False)["notes"] == []
+
+
+def report(driver: int, reason: str = "", step: bool = False) -> CommandReport:
+    return CommandReport(driver=driver, stop_reason=reason, step_started=step)
+
+
+def test_a_fall_out_of_policy_is_the_headline() -> None:
+    tally = Tally()
+    for _ in range(6):
+        tally.on_report(report(CommandReport.POLICY, step=True))
+    tally.on_report(report(CommandReport.HOLD, "no fresh chunk for 0.6 s"))
+    words = "POLICY fell to HOLD after 6 steps: no fresh chunk for 0.6 s"
+    assert tally.summary(None)["headline"] == words, "on a robot, every fall counts"
+    tally.on_chunk(chunk(1.0), 0.0)
+    assert tally.summary(43)["headline"] == "", "the end of the recording: one chunk was still being computed"
+    tally.on_chunk(chunk(1.0, fault="token 5 is no action"), 0.2)
+    assert tally.summary(43)["headline"] == words, "the recording went on"
+    tally.on_report(report(CommandReport.POLICY, step=True))
+    assert tally.summary(43)["headline"] == tally.summary(None)["headline"] == "", "somebody resumed"
+    tally.on_report(report(CommandReport.STOPPED, "emergency stop"))
+    assert tally.summary(None)["headline"] == "POLICY fell to STOPPED after 7 steps: emergency stop"
+
+
+def test_a_stop_on_purpose_is_no_fall() -> None:
+    tally = Tally()
+    tally.on_report(report(CommandReport.POLICY, step=True))
+    tally.on_end()
+    tally.on_report(report(CommandReport.HOLD, "HOLD was chosen"))
+    assert tally.summary(None)["headline"] == ""
 
 
 def test_a_frame_missed_at_the_start_is_not_called_a_loss() -> None:
