@@ -51,10 +51,10 @@ class Judged:
 
 
 def norms(vectors: FloatArray) -> FloatArray:
-    """[n]; infinite only where the length of a finite vector is."""
+    """[n]; infinite only where the length itself is. NaN for vectors that are not finite."""
     largest = np.abs(vectors).max(axis=1, keepdims=True)
     safe = np.where(largest > 0.0, largest, 1.0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.linalg.norm(vectors / safe, axis=1) * safe[:, 0]
 
 
