@@ -183,6 +183,7 @@ class Check:
     name: str
     passed: bool
     detail: str
+    note: bool = False  # passed, but not good either: something optional is absent, or worth knowing. Only `doctor` has such lines.
 
 
 class Policy(Protocol):

@@ -96,7 +96,7 @@ def main(
                                  f"{', '.join(QUANTIZATIONS)}.")
     checks: list[Check] = []
 
-    def note(found: Iterable[Check]) -> None:
+    def take(found: Iterable[Check]) -> None:
         for check in found:
             checks.append(check)
             if not as_json:
@@ -104,32 +104,50 @@ def main(
 
     torch_found = probe(TORCH_PROBE)
     ros_found, messages_found = probe(ROS_PROBE), probe(MESSAGES_PROBE)
-    note(machine_checks())
-    note(torch_checks(torch_found))
-    note(ros_checks(ros_found, messages_found, os.environ))
-    note(optional_checks())
-    note([config_check()])
+    take(machine_checks())
+    take(torch_checks(torch_found))
+    take(ros_checks(ros_found, messages_found, os.environ))
+    take(optional_checks())
+    take([config_check()])
     if checkpoint is not None:
-        note(checkpoint_checks(checkpoint, WEIGHT_BYTES[f"{quantization}/{dtype}"], free_bytes(torch_found)))
+        take(checkpoint_checks(checkpoint, WEIGHT_BYTES[f"{quantization}/{dtype}"], free_bytes(torch_found)))
     if isinstance(ros_found, str) or isinstance(messages_found, str):
-        note([Check("running system", True, "not looked at, since ROS or openvla_msgs cannot be imported here")])
+        take([Check("running system", True, "not looked at, since ROS or openvla_msgs cannot be imported here", note=True)])
     else:
         if not as_json:
             typer.echo(f"   listening for {seconds:g} s ...")
         from openvla_ros.ros.graph import live_checks  # ROS is imported only where it is known to work
-        note(live_checks(seconds, namespace, image_topic))
-    bad = [check for check in checks if not check.passed]
+        take(live_checks(seconds, namespace, image_topic))
     if as_json:
-        print(json.dumps({"checks": [vars(check) for check in checks], "ok": not bad}))
+        plain = [{"name": check.name, "passed": check.passed, "status": status(check), "detail": check.detail} for check in checks]
+        print(json.dumps({"checks": plain, "ok": all(check.passed for check in checks)}))
     else:
-        typer.echo(f"\n{len(bad)} of {len(checks)} need attention: {', '.join(check.name for check in bad)}" if bad
-                   else f"\nall {len(checks)} good")
-    return 2 if bad else 0
+        typer.echo("\n" + last_line(checks))
+    return 0 if all(check.passed for check in checks) else 2
+
+
+def status(check: Check) -> str:
+    """"good"; "note": absent without harm so far, or worth knowing; "bad": must be mended."""
+    return "bad" if not check.passed else "note" if check.note else "good"
+
+
+def last_line(checks: Iterable[Check]) -> str:
+    """How many of each kind, and the names of those that are not good; the bad ones first."""
+    names: dict[str, list[str]] = {"bad": [], "note": [], "good": []}
+    for check in checks:
+        names[status(check)].append(check.name)
+    parts = [f"{len(names['bad'])} bad: {', '.join(names['bad'])}"] if names["bad"] else []
+    parts.append(f"{len(names['good'])} good")
+    if names["note"]:
+        parts.append(f"{len(names['note'])} note{'s' if len(names['note']) > 1 else ''} (absent, or worth knowing): "
+                     + ", ".join(names["note"]))
+    return "; ".join(parts)
 
 
 def show(check: Check) -> None:
     """One line for people."""
-    word, colour = ("good", typer.colors.GREEN) if check.passed else ("BAD ", typer.colors.RED)
+    word, colour = {"good": ("good", typer.colors.GREEN), "note": ("note", typer.colors.YELLOW),
+                    "bad": ("BAD ", typer.colors.RED)}[status(check)]
     typer.echo(typer.style(word, fg=colour) + f" {check.name}: {check.detail}")
 
 
@@ -173,7 +191,8 @@ def torch_checks(found: dict[str, Any] | str) -> list[Check]:
     """torch and GPUs; a machine that only runs command_node needs neither."""
     if isinstance(found, str):
         if importlib.util.find_spec("torch") is None:
-            return [Check("torch", True, "not installed. policy_node needs it: pip install 'openvla-ros[policy]'; command_node does not.")]
+            return [Check("torch", True, "not installed. policy_node needs it: pip install 'openvla-ros[policy]'; command_node does not.",
+                          note=True)]
         return [Check("torch", False, f"is installed and cannot be imported: {found}. Install it again for this Python.")]
     checks = [Check("torch", True, f"{found['version']}, CUDA {found['cuda'] or 'not in this build'}")]
     if found["gpus"]:
@@ -183,7 +202,7 @@ def torch_checks(found: dict[str, Any] | str) -> list[Check]:
         checks.append(Check("gpu", False, "nvidia-smi is here, but torch sees no GPU. Install a CUDA build of torch that fits the "
                             "driver (nvidia-smi shows its CUDA version), and check CUDA_VISIBLE_DEVICES."))
     else:
-        checks.append(Check("gpu", True, "none: a 7B model takes many seconds per action on a CPU, small ones run well"))
+        checks.append(Check("gpu", True, "none: a 7B model takes many seconds per action on a CPU, small ones run well", note=True))
     return checks
 
 
@@ -192,7 +211,7 @@ def ros_checks(found: dict[str, Any] | str, messages: dict[str, Any] | str, envi
     if isinstance(found, str):
         if importlib.util.find_spec("rclpy") is None:
             return [Check("ros", True, "no ROS here: predict, replay and a policy server work without. For nodes: make setup, or "
-                          "source /opt/ros/<distro>/setup.bash.")]
+                          "source /opt/ros/<distro>/setup.bash.", note=True)]
         return [Check("ros", False, f"rclpy is installed and cannot be imported: {found}. If an apt ROS is sourced in a shell that "
                       "uses wheels, open a new shell; else make setup again.")]
     own = Path(found["path"]).is_relative_to(sys.prefix)
@@ -212,7 +231,7 @@ def ros_checks(found: dict[str, Any] | str, messages: dict[str, Any] | str, envi
     else:
         checks.append(Check("middleware", True, f"{rmw}, " + (f"profile {profile}" if profile else
                             "without a profile: raw images over best effort get lost. `openvla-ros run` sets one for its own processes; "
-                            f"for the camera: export FASTRTPS_DEFAULT_PROFILES_FILE={profile_file()}")))
+                            f"for the camera: export FASTRTPS_DEFAULT_PROFILES_FILE={profile_file()}"), note=not profile))
     domain = environment.get("ROS_DOMAIN_ID", "")
     domain_good = not domain or (domain.isdigit() and int(domain) <= 232)
     scope = environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE") or ("LOCALHOST" if environment.get("ROS_LOCALHOST_ONLY") == "1" else "SUBNET")
@@ -239,7 +258,7 @@ def profile_file() -> Path:
 
 def optional_checks() -> list[Check]:
     """Parts that only some modes need: never bad, but worth knowing."""
-    return [Check(name, True, "installed" if importlib.util.find_spec(name) else f"not installed ({why})")
+    return [Check(name, True, "installed") if importlib.util.find_spec(name) else Check(name, True, f"not installed ({why})", note=True)
             for name, why in OPTIONAL.items()]
 
 

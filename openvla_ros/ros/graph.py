@@ -1,5 +1,5 @@
 """What `doctor` sees of a running system: nodes, publishers and their QoS, camera stamps, states. It listens and asks; it
-changes nothing and publishes nothing. A system that does not run is information, not trouble.
+changes nothing and publishes nothing. A system that does not run is a note, not trouble.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ class Visitor(Node):
                                     "namespace."))
             elif count == 0:
                 elsewhere = f"; there is one in {', '.join(others)} (use --namespace)" if others else ""
-                checks.append(Check(name, True, f"not running as {self._path(name)}{elsewhere}. Start: openvla-ros run, or ros2 launch."))
+                checks.append(Check(name, True, f"not running as {self._path(name)}{elsewhere}. Start: openvla-ros run, or ros2 launch.",
+                                    note=True))
             elif name == "policy_node":
                 checks.append(self._lifecycle_check())
             else:
@@ -209,7 +210,7 @@ class Visitor(Node):
         hints = {"unconfigured": ". Configure it: ros2 lifecycle set policy_node configure (its diagnostics say why it refused)",
                  "inactive": ". Activate it: ros2 lifecycle set policy_node activate"}
         return Check("policy_node", state not in ("finalized", "errorprocessing"),
-                     f"{self._path('policy_node')} is {state}{hints.get(state, '')}")
+                     f"{self._path('policy_node')} is {state}{hints.get(state, '')}", note=state in hints)
 
     def _agreement_checks(self) -> list[Check]:
         """The two nodes must agree on clock, frame and age, or every chunk is refused."""
@@ -233,7 +234,7 @@ class Visitor(Node):
             found = f" Pictures are on {', '.join(present)}: name one with --image-topic." if present else ""
             wanted = self.resolve_topic_name(asked) if asked else f"{self._path('image')} or {self._path('image/compressed')}"
             return [Check("camera", not (asked or self._is_here("policy_node")), f"nobody publishes {wanted}.{found}"
-                          + ("" if present else " Start the camera driver."))]
+                          + ("" if present else " Start the camera driver."), note=True)]
         topic, kind = camera
         publishers = self.get_publishers_info_by_topic(topic)
         name = f"camera {topic}"
@@ -257,7 +258,7 @@ class Visitor(Node):
         lossy = kind is Image and bool(best_effort) and not profile and "fastrtps" in rclpy.get_rmw_implementation_identifier()
         checks.append(Check(f"{name} QoS", True, describe(publishers[0].qos_profile) + (
             "; raw pictures over best effort get lost on the default settings of Fast DDS: use config/fastdds.xml on both sides, "
-            "or compressed pictures" if lossy else "")))
+            "or compressed pictures" if lossy else ""), note=lossy))
         return checks
 
     def _clock_checks(self) -> list[Check]:
@@ -308,7 +309,7 @@ class Visitor(Node):
             detail = f"{readers} reader(s)" + ("" if readers else ": nothing moves until the arm's controller listens")
             if others:
                 detail = f"{endpoints(others)} also publishes: two hands on one arm. command_node stays in HOLD; stop the other."
-            checks.append(Check(f"arm {topic}", not others, detail))
+            checks.append(Check(f"arm {topic}", not others, detail, note=not readers))
         return checks
 
     def _latched_checks(self) -> list[Check]:
@@ -321,7 +322,8 @@ class Visitor(Node):
         if latched:
             checks.append(Check("instruction", True, f"latched: {latched!r}"))
         elif level == 0:
-            checks.append(Check("instruction", True, f"policy_node has {message!r}; it is not latched, a restarted node would not hear it"))
+            checks.append(Check("instruction", True, f"policy_node has {message!r}; it is not latched, a restarted node would not hear it",
+                                note=True))
         elif self._is_here("policy_node"):
             checks.append(Check("instruction", False, "none. Publish one, latched: ros2 topic pub --once --qos-durability transient_local "
                                 f"{self.resolve_topic_name('instruction')} std_msgs/msg/String \"data: 'put the spoon on the towel'\""))
@@ -330,7 +332,7 @@ class Visitor(Node):
     def _diagnostics_checks(self) -> list[Check]:
         """What the nodes themselves complain about."""
         ours = (self._path("policy_node") + ":", self._path("command_node") + ":")
-        return [Check(name, level < int.from_bytes(DiagnosticStatus.ERROR, "little"), message)
+        return [Check(name, level < int.from_bytes(DiagnosticStatus.ERROR, "little"), message, note=True)
                 for name, (level, message) in sorted(self._health.items()) if name.startswith(ours) and level > 0]
 
 

@@ -108,6 +108,31 @@ def test_messages_that_are_there_twice_are_trouble() -> None:
     assert not checks[-1].passed and "a, b" in checks[-1].detail
 
 
+def test_what_is_absent_is_not_called_good(capsys: pytest.CaptureFixture[str]) -> None:
+    good, absent, bad = Check("gpu 0", True, "free"), Check("camera", True, "nobody publishes", note=True), Check("ros", False, "broken")
+    assert [doctor.status(check) for check in (good, absent, bad)] == ["good", "note", "bad"]
+    assert doctor.status(Check("camera", False, "nobody publishes", note=True)) == "bad"
+    assert doctor.last_line([good]) == "1 good"
+    assert doctor.last_line([good, absent]) == "1 good; 1 note (absent, or worth knowing): camera"
+    assert doctor.last_line([good, absent, absent, bad]) == "1 bad: ros; 1 good; 2 notes (absent, or worth knowing): camera, camera"
+    for check in (good, absent, bad):
+        doctor.show(check)
+    assert capsys.readouterr().out == "good gpu 0: free\nnote camera: nobody publishes\nBAD  ros: broken\n"
+
+
+def test_the_middleware_without_a_profile_is_a_note(tmp_path: Path) -> None:
+    found, messages = {"path": "/opt/ros/rclpy/__init__.py", "rmw": "rmw_fastrtps_cpp"}, {"path": "x", "copies": ["x"]}
+    (tmp_path / "own.xml").touch()
+    for environment, expected in (({}, "note"), ({"FASTRTPS_DEFAULT_PROFILES_FILE": str(tmp_path / "own.xml")}, "good")):
+        check = next(check for check in doctor.ros_checks(found, messages, environment) if check.name == "middleware")
+        assert doctor.status(check) == expected, check
+
+
+def test_optional_parts_that_lack_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "OPTIONAL", {"json": "never", "no_such_module_anywhere": "nobody needs it"})
+    assert [doctor.status(check) for check in doctor.optional_checks()] == ["good", "note"]
+
+
 def test_wrong_choices_are_refused() -> None:
     assert app.answer(["doctor", "--dtype", "float16"]) == 2
 
@@ -129,6 +154,9 @@ def test_nothing_running_is_no_trouble(ros_environment: dict[str, str]) -> None:
     code, checks = look(ros_environment)
     assert code == 0, checks
     assert "not running" in str(checks["policy_node"]["detail"]) and "nobody publishes" in str(checks["camera"]["detail"])
+    for name in ("policy_node", "command_node", "camera"):
+        assert checks[name]["status"] == "note" and checks[name]["passed"] is True, checks[name]
+    assert checks["python"]["status"] == "good"
 
 
 NODES = """
@@ -154,8 +182,10 @@ while True:
 @pytest.fixture
 def troubled_system(ros_environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """command_node beside a node that publishes unstamped pictures, arm commands and an instruction nobody can hear."""
-    nodes = [subprocess.Popen(["timeout", "-k", "5", "90", sys.executable, "-c", code], env=ros_environment, stdout=subprocess.PIPE,
-                              text=True) for code in (NODES, "from openvla_ros.ros.command_node import main; main()")]
+    replay = ("--ros-args", "-p", "robot:=wx250s_replay")  # its output speaks messages that every ROS has
+    nodes = [subprocess.Popen(["timeout", "-k", "5", "90", sys.executable, "-c", code, *replay], env=ros_environment,
+                              stdout=subprocess.PIPE, text=True)
+             for code in (NODES, "from openvla_ros.ros.command_node import main; main()")]
     try:
         assert nodes[0].stdout is not None and nodes[0].stdout.readline() == "ready\n"
         yield ros_environment
@@ -178,6 +208,7 @@ def test_a_troubled_system_is_seen_through(troubled_system: dict[str, str]) -> N
     expected = {"camera /image/compressed": "zero stamp", "/instruction": "cannot be heard", "arm /delta_twist_cmds": "/troublemaker"}
     for name, words in expected.items():
         assert not checks[name]["passed"] and words in str(checks[name]["detail"]), checks
-    assert checks["driver"]["passed"] and checks["driver"]["detail"] == "HOLD"
+        assert checks[name]["status"] == "bad"
+    assert checks["driver"]["passed"] and checks["driver"]["detail"] == "HOLD" and checks["driver"]["status"] == "good"
     assert checks["command_node clock"]["passed"] and checks["command_node clock"]["detail"] == "system time"
     assert not any(str(check["detail"]) == "" for check in checks.values())
