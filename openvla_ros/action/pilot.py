@@ -142,6 +142,7 @@ class Pilot:
         self._strained = False
         self._unable_since_ns: int | None = None
         self._ramping = False
+        self._placed = False  # the target was put elsewhere, and the arm was not told yet
         self._silent_from_ns: int | None = None
         self._speaking = False  # something was sent at the last tick
         self._acting: tuple[str, ...] = ()  # rules that limited the motion of the last tick
@@ -249,7 +250,14 @@ class Pilot:
             raise HandoffRefused(f"the driver is {self._driver.name}: go_to_start works in HOLD only.")
         if arm is None or not arm.start_poses:
             raise HandoffRefused("this profile names no start pose, or has no joint states.")
-        if found := {**self._blind, **obstacles}:
+        found = {**self._blind, **obstacles}
+        if self._strained:
+            found["effort"] = "the arm still pushes too hard. Take over and lead it away first."
+        if self._touching:
+            found["hand"] = "the human's hand is on the teleop. Let it go first."
+        if self._target.twist.moving:
+            found["moving"] = "the arm is still moving. Call again when it rests."
+        if found:
             raise HandoffRefused(" ".join(found.values()))
         assert self._measured is not None and self._kinematics is not None, "or there would be an obstacle"
         name = self._settings.start_pose or next(iter(arm.start_poses))
@@ -301,7 +309,9 @@ class Pilot:
         elif request.fault:
             wrong = Refusal("teleop", request.fault)
         if wrong is None:
-            self._hand.put(device, request, now.tick_ns)
+            # What it asks for holds from when it was asked, not from when it came: a slow network must not make the arm go further.
+            late_ns = 0 if stamp_ns is None else max(0, now.ros_ns - stamp_ns)
+            self._hand.put(device, request, now.tick_ns - late_ns)
             return
         self._hand.put(device, TeleopRequest(fault=wrong.reason), now.tick_ns)
         self._count(wrong.rule)
@@ -374,7 +384,7 @@ class Pilot:
             reason = f"the arm pushes too hard: {pushing}. Look what is in its way."
             self._fall(reason)
             self._stop_at_once(reason)
-            self._target.place(self._measured)  # or it would go on pushing towards where it cannot get
+            self._give_in()
         self._strained = bool(pushing) and (self._strained or not self.drives)
 
     def _touch(self, now: Now) -> None:
@@ -431,6 +441,12 @@ class Pilot:
     def _period_s(self) -> float:
         return self._period_ns / SECOND_NS
 
+    def _elapsed_s(self, now: Now) -> float:
+        """Since the last tick, at most a period: an extra tick in between must not let anything change faster."""
+        if self._last is None:
+            return self._period_s
+        return min(self._period_s, max(0.0, (now.tick_ns - self._last.tick_ns) / SECOND_NS))
+
     def _move(self, now: Now) -> tuple[Phase | None, PlayedStep | None, bool]:
         """Move the target for this tick. Returns what kind of motion that was (None: none), the step, and whether it starts now."""
         if self._driver is Driver.POLICY and (played := self._play(now)) is not None:
@@ -443,7 +459,8 @@ class Pilot:
             elapsed_ns = now.tick_ns - self._last.tick_ns if self._last else 0
             wish = slow_down(self._target.twist, max(0, elapsed_ns) / SECOND_NS, self._profile.limits)
             self._drive(now, wish, wish, self._period_s)
-            self._ramping = self._target.twist.moving
+            placed, self._placed = self._placed, False
+            self._ramping = placed or self._target.twist.moving
             return Phase.RAMP if self._ramping else Phase.ZEROS, None, False
         self._target.rest()
         self._acting = ()
@@ -467,7 +484,7 @@ class Pilot:
         self._ramping = False
         self._drive(now, played.wish, played.before, played.step_s, played.step.rules)
         if self._profile.gripper is not None:
-            self._target.open(played.opening, self._period_s)
+            self._target.open(played.opening, self._elapsed_s(now))
         return played.step, played.started
 
     def _obey(self, now: Now) -> tuple[Phase | None, PlayedStep | None, bool]:
@@ -476,11 +493,11 @@ class Pilot:
         asked = request.twist if request.deadman else ZERO
         wish = Twist(shorten(asked.linear_m_s, limits.max_speed_m_s), shorten(asked.angular_rad_s, limits.max_speed_rad_s))
         before = self._target.twist
-        self._drive(now, slew(before, wish, self._period_s, limits), before, self._period_s)
+        self._drive(now, slew(before, wish, self._elapsed_s(now), limits), before, self._period_s)
         if wish.linear_m_s is not asked.linear_m_s or wish.angular_rad_s is not asked.angular_rad_s:
             self._acting += ("speed",)
         if request.gripper is not None and self._profile.gripper is not None:
-            self._target.open(request.gripper, self._period_s)
+            self._target.open(request.gripper, self._elapsed_s(now))
         moving = asked.moving or self._target.twist.moving or request.gripper is not None
         if moving:
             self._stop_reason = ""
@@ -498,8 +515,8 @@ class Pilot:
             target.rest()
             return Phase.ZEROS
         before = target.twist
-        self._drive(now, slew(before, approach.velocity(target.pose, self._period_s), self._period_s, self._profile.limits), before,
-                    self._period_s)
+        wish = approach.velocity(target.pose, self._period_s)
+        self._drive(now, slew(before, wish, self._elapsed_s(now), self._profile.limits), before, self._period_s)
         return Phase.MOVING
 
     def _drive(self, now: Now, wish: Twist, before: Twist, build_up_s: float, known: tuple[str, ...] = ()) -> None:
@@ -524,6 +541,7 @@ class Pilot:
             self._fall(f"the way to the start pose is blocked: {', '.join(self._acting)}" if nowhere and self._acting != ("lead",) else
                        "the arm does not follow: it is as far behind its target as it may be since 1 s. Is it torqued on, is it blocked, "
                        "does its driver listen?")
+            self._give_in()
 
     def _ahead(self, now: Now) -> tuple[tuple[float, FloatArray], ...]:
         """Along the step that plays, for an output that is told at once."""
@@ -561,9 +579,20 @@ class Pilot:
         self._ramping = self._target.twist.moving
 
     def _stop_at_once(self, reason: str) -> None:
+        """Without a ramp: the next tick sends zeros, then comes the usual silence. An output of positions that is silent already stays
+        so: there is nothing to stop, and repeating a goal that the arm was moved away from would be a motion."""
         self._stop(reason)
         self._target.rest()
-        self._ramping = True  # a ramp from zero: one tick of zeros, then the usual silence
+        self._ramping = self._speaking or self._profile.output == "servo_twist"
+        if self._ramping and self._target.ahead_of(self._measured):
+            self._give_in()
+
+    def _give_in(self) -> None:
+        """Put the target where the arm is, and send that once: else it would go on pushing towards where it cannot get."""
+        if self._measured is not None:
+            self._target.place(self._measured)
+            self._target.rest()
+            self._ramping = self._placed = True
 
     def _drop(self, refusal: Refusal) -> None:
         """Leave a chunk out. If nothing plays, this is the newest reason why."""

@@ -17,6 +17,9 @@ from openvla_ros.action.state import Measured
 from openvla_ros.contract import FloatArray, Pose
 from openvla_ros.robot import JOINT_OUTPUTS, RobotProfile
 
+GRIP = 0.05
+"""A gripper that is commanded so much further open than it is was moved by somebody else: fingers lag, but they open freely."""
+
 
 class Target:
     """Pose, joints, velocity and opening as they were last sent. All but the velocity are None until they are known."""
@@ -34,6 +37,8 @@ class Target:
         else where the arm is. Without measured pose nothing changes."""
         if measured is None:
             return
+        if measured.opening is not None and (self.gripper is None or self.gripper > measured.opening + GRIP):
+            self.gripper = measured.opening  # it was closed by somebody else; more closed than measured is a grip, and is kept
         limits, kept = self._profile.limits, False
         if self.pose is not None:
             apart_m, apart_rad = distance(measured.pose, self.pose)
