@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -26,8 +27,18 @@ LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
 }
 """What a profile may ask for at all. Wider than any arm this package is meant for; a slip of a decimal point falls outside."""
 
-BOX_RANGE_M = (-5.0, 5.0)
-"""Where the faces of a workspace box may lie."""
+BOX_RANGE_M = (-2.0, 2.0)
+"""Where the faces of a workspace box and the start poses may lie: beyond the reach of every arm this package is meant for."""
+
+GRIPPER_RANGE_M = (0.0, 0.2)
+"""Where a finger joint may be. A hand opens by less than 20 cm for each finger; a position in millimetres falls outside."""
+
+ANGLE_RANGE_RAD = (-2.0 * math.pi, 2.0 * math.pi)
+"""Where joints at rest and the angles of start poses may be: one turn either way. Angles in degrees mostly fall outside."""
+
+MAX_EFFORT = 5000.0
+"""Largest usual effort of a joint, in the unit of its driver. The strongest motors of Interbotix stall below 5000 mA, and arms that
+say Nm stay far below; above it the effort rule could never act."""
 
 OUTPUTS = ("interbotix", "trajectory", "servo_twist", "servo_pose")
 """How commands reach an arm; `ros/outputs` has one file for each.
@@ -119,20 +130,26 @@ class Limits:
         return max(self.max_speed_m_s / self.max_acceleration_m_s2, self.max_speed_rad_s / self.max_acceleration_rad_s2)
 
 
+NO_POSES: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Arm:
-    """The joints of an arm, whose states it publishes on `joint_states`."""
+    """The joints of an arm, whose states it publishes on `joint_states`.
+
+    Only what is left out is left out: an `effort`, `sleep` or `start_poses` that is there but empty raises ConfigurationError.
+    """
 
     joints: tuple[str, ...]  # from base to hand; their order is the order of every list of joints
     ee_link: str  # the link whose pose is commanded and measured
     urdf: str = ""  # file beside the profile; empty: only what comes on `robot_description`
     effort: tuple[float, ...] = ()  # usual largest effort of each joint, in the unit of joint_states; empty: no effort rule
     sleep: tuple[float, ...] = ()  # joint positions at rest in the cradle [rad]; empty: it has none
-    start_poses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # name -> x, y, z [m], fixed-axis rpy [rad]
+    start_poses: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: NO_POSES)  # name -> x, y, z [m], fixed-axis rpy [rad]
 
     def __post_init__(self) -> None:
         names = self.joints
-        if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names) or (
+        if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) and name for name in names) or (
                 len(set(names)) != len(names)):
             raise ConfigurationError(f"arm key 'joints' is {names!r}, expected a list of different joint names.")
         object.__setattr__(self, "joints", tuple(names))
@@ -140,14 +157,13 @@ class Arm:
             if not isinstance(getattr(self, name), str) or not (getattr(self, name) or name == "urdf"):
                 raise ConfigurationError(f"arm key '{name}' is {getattr(self, name)!r}, expected a text.")
         for name in ("effort", "sleep"):
-            if len(getattr(self, name) or ()):
+            if getattr(self, name) != ():  # what a file holds is never a tuple
                 object.__setattr__(self, name, _numbers(getattr(self, name), f"arm key '{name}'", len(names)))
-        if any(value <= 0.0 for value in self.effort):
-            raise ConfigurationError(f"arm key 'effort' is {self.effort}, expected numbers above 0.")
-        if not isinstance(self.start_poses, Mapping):
-            raise ConfigurationError(f"arm key 'start_poses' is {self.start_poses!r}, expected names with six numbers each.")
-        object.__setattr__(self, "start_poses", MappingProxyType(
-            {str(name): _numbers(pose, f"start pose {name!r}", 6) for name, pose in self.start_poses.items()}))
+        if not all(0.0 < value <= MAX_EFFORT for value in self.effort):
+            raise ConfigurationError(f"arm key 'effort' is {self.effort}, expected numbers above 0 and at most {MAX_EFFORT:g}.")
+        _check_range("arm key 'sleep'", self.sleep, ANGLE_RANGE_RAD, "rad")
+        if self.start_poses is not NO_POSES:
+            object.__setattr__(self, "start_poses", _start_poses(self.start_poses))
 
 
 @dataclass(frozen=True)
@@ -180,6 +196,7 @@ class GripperProfile:
         closed, opened = _numbers((self.closed, self.open), "gripper keys 'closed' and 'open'", 2)
         if closed == opened:
             raise ConfigurationError(f"gripper keys 'closed' and 'open' are both {closed:g}, expected two different positions.")
+        _check_range("gripper keys 'closed' and 'open'", (closed, opened), GRIPPER_RANGE_M, "m")
 
     def opening(self, position: float) -> float:
         """How far it is open at a position of the joint: 0 closed .. 1 open, cut to that."""
@@ -207,7 +224,7 @@ class RobotProfile:
         for kind, (described, known) in {"outputs": (self.outputs, OUTPUTS), "grippers": (self.grippers, GRIPPERS[:-1])}.items():
             if unknown := sorted(set(described) - set(known)):
                 raise ConfigurationError(f"profile key '{kind}' has {unknown}, expected some of {', '.join(known)}.")
-        if self.output not in self.outputs:
+        if not isinstance(self.output, str) or self.output not in self.outputs:
             raise ConfigurationError(f"output {self.output!r} is not described in this profile, expected one of "
                                      f"{', '.join(self.outputs) or 'none'}.")
         for name, output in self.outputs.items():
@@ -289,12 +306,28 @@ def _check_name(key: str, value: object) -> None:
         raise ConfigurationError(f"profile key '{key}' is {value!r}, expected a name such as 'wx250s/base_link'.")
 
 
+def _start_poses(poses: object) -> Mapping[str, tuple[float, ...]]:
+    if not isinstance(poses, Mapping) or not poses or not all(isinstance(name, str) and name for name in poses):
+        raise ConfigurationError(f"arm key 'start_poses' is {poses!r}, expected names with six numbers each; leave it out for none.")
+    checked = {name: _numbers(pose, f"start pose {name!r}", 6) for name, pose in poses.items()}
+    for name, pose in checked.items():
+        _check_range(f"start pose {name!r}", pose[:3], BOX_RANGE_M, "m")
+        _check_range(f"start pose {name!r}", pose[3:], ANGLE_RANGE_RAD, "rad")
+    return MappingProxyType(checked)
+
+
+def _check_range(what: str, values: tuple[float, ...], allowed: tuple[float, float], unit: str) -> None:
+    if not all(allowed[0] <= value <= allowed[1] for value in values):
+        found = ", ".join(f"{value:g}" for value in values)
+        raise ConfigurationError(f"{what} has {found}, expected {allowed[0]:g} to {allowed[1]:g} {unit}.")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _numbers(value: object, what: str, count: int) -> tuple[float, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple)) or len(value) != count or not all(
-            _is_number(number) and math.isfinite(number) for number in value):
+            _is_number(number) and abs(number) <= sys.float_info.max for number in value):  # not so NaN, nor an int too long for a float
         raise ConfigurationError(f"{what} is {value!r}, expected {count} numbers.")
     return tuple(float(number) for number in value)

@@ -84,10 +84,30 @@ WRONG = [
     ("arm.ee_link", "", "ee_link"), ("arm.urfd", "", r"unknown keys \['urfd"),
     ("limits", None, "limits is NoneType, expected a mapping"), ("limits", {"box": {}}, r"lacks \['max_step_m'"),
     ("limits.box", None, "box is NoneType"), ("limits.box.z", [0.3, -0.01], "higher face"),
-    ("limits.box.z", [-0.01, math.inf], "2 numbers"), ("limits.box.z", [-0.01, 1e9], "between -5 and 5 m"),
-    ("limits.box.z", "unlimited", "2 numbers"),
+    ("limits.box.z", [-0.01, math.inf], "2 numbers"), ("limits.box.z", [-0.01, 1e9], "between -2 and 2 m"),
+    ("limits.box.z", [-5, 5], "between -2 and 2 m"), ("limits.box.z", "unlimited", "2 numbers"),
+    ("limits.box.z", [-0.01, 10**400], "2 numbers"),
     ("limits.max_acceleration_m_s2", 1.0, r"step of 0.05 m in 0.2 s starts from rest with 1.25 m/s\^2, allowed are 1"),
     ("limits.max_acceleration_rad_s2", 1.0, "step of 0.25 rad"),
+]
+
+
+WRONG += [(f"arm.{key}", value, f"arm key '{key}' is ") for key in ("effort", "sleep", "start_poses", "joints")
+          for value in (None, "", [], {}, 0, 5, False, "none", math.nan)]
+WRONG += [(f"arm.{key}", [0.1, value], f"arm key '{key}' is ") for key in ("effort", "sleep", "joints")
+          for value in (None, "", [], {}, False, math.nan, math.inf, 10**400)]
+WRONG += [("arm.start_poses", {"x": value}, "start pose 'x' is ") for value in
+          (None, "", 5, [], {}, [0.3, 0, 0.15, 0, 1.57, math.nan], [0.3, 0, 0.15, 0, 1.57, None], [0.3, 0, 0.15, 0, 1.57, True])]
+WRONG += [
+    ("arm.effort", [800, 1e9], "at most 5000"), ("arm.effort", [800, -1], "above 0"),
+    ("arm.sleep", [0, -103], "'sleep' has 0, -103, expected .* rad"),
+    ("arm.start_poses", {"x": [300, 0, 150, 0, 1.57, 0]}, "start pose 'x' has 300, 0, 150, expected -2 to 2 m"),
+    ("arm.start_poses", {"x": [0.3, 0, 0.15, 0, 90, 0]}, "start pose 'x' has 0, 90, 0, expected .* rad"),
+    ("arm.start_poses", {None: [0.3, 0, 0.15, 0, 1.57, 0]}, "expected names"),
+    ("output", ["servo_twist"], r"output \['servo_twist'\] is not described"), ("output", {}, "is not described"),
+    ("outputs.servo_twist.gripper", ["none"], "one of joint_trajectory"),
+    ("grippers.joint_trajectory.open", 37, "has 0.01, 37, expected 0 to 0.2 m"),
+    ("grippers.joint_trajectory.closed", -0.01, "has -0.01, 0.035, expected 0 to 0.2 m"),
 ]
 
 
@@ -109,6 +129,15 @@ def test_a_missing_key_is_refused(path: str) -> None:
 def test_no_limit_can_be_lifted(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=f"limit '{name}' is .*expected a number from"):
         from_mapping(changed(f"limits.{name}", value), "arm.yaml")
+
+
+def test_what_is_left_out_of_an_arm_is_none() -> None:
+    mapping = copy.deepcopy(GOOD)
+    for key in ("effort", "sleep", "start_poses"):
+        del mapping["arm"][key]
+    arm = from_mapping(mapping, "arm.yaml").arm
+    assert arm == Arm(("one", "two"), "arm/hand") and arm.effort == arm.sleep == () and not arm.start_poses
+    assert replace(arm, ee_link="arm/wrist").start_poses == {}
 
 
 def test_only_a_recording_may_be_without_joint_states() -> None:
