@@ -30,7 +30,7 @@ ROWS, SEEDS = 20_000, 60
 """Rows of one seed; seeds of one test. 1.2 million rows each."""
 
 bulk = settings(max_examples=SEEDS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-single = settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+single = settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 seeds = st.integers(0, 2**32 - 1)
 specials = st.lists(st.floats(), min_size=1, max_size=5)
 anything = st.floats(width=64) | st.sampled_from([0.05, 0.25, 1.0, 1e308, 5e-324, float("nan"), float("inf")]) | st.floats(-1, 1)
