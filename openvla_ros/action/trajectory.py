@@ -21,6 +21,15 @@ SAME_MOVING_RAD, SAME_AT_REST_RAD = 3e-3, 3e-4
 """A path that differs less from what was promised is the same. A tick that comes 2 ms late shifts a moving joint by 1e-3 rad, which is not
 worth a message; where the arm rests it is to be exact. A servo with 4096 positions per turn resolves 1.5e-3 rad."""
 
+HORIZON_S = 1.0
+"""A trajectory ends within this, however long the step is: so long the arm goes on when this process is killed."""
+
+APART_AT_REST_RAD = 0.02
+"""After a rest, a path that begins further from where the one before ended has nothing to do with it: the arm was moved in between."""
+
+TOP_SPEED_RAD_S = 3.2
+"""No joint is asked to make up faster for a path that jumps: one that jumps by more within the window begins anew."""
+
 
 @dataclass(frozen=True)
 class TrajectoryPoint:
@@ -49,8 +58,10 @@ class TrajectoryPlanner:
         """The trajectory from now on; empty when the one before still says the same.
 
         ahead: (seconds from now, joint positions), at least one, in order; after the last the arm is to rest there. A single one at
-        0 s: it rests now. now_s: on any clock that does not jump.
+        0 s: it rests now. now_s: on any steady clock; after a jump back the path begins anew where the arm is not where it was.
+        What is so far ahead that the arm would rest only after the horizon is left for later calls, but never the first.
         """
+        ahead = [*ahead[:1], *(point for point in ahead[1:] if point[0] + self._window_s <= HORIZON_S)]
         times_s = np.array([now_s + later_s for later_s, _ in ahead])
         positions = np.array([where for _, where in ahead])
         same = SAME_MOVING_RAD if ahead[-1][0] > 0.0 else SAME_AT_REST_RAD
@@ -72,12 +83,15 @@ class TrajectoryPlanner:
         return np.array([self._at(float(time_s)) for time_s in times_s])
 
     def _remember(self, now_s: float, times_s: FloatArray, positions: FloatArray) -> None:
-        """Replace what was to come, and forget what the average no longer reaches."""
+        """Replace what was to come, and forget what the average no longer reaches, or all when the path begins elsewhere."""
+        # Where the path came from, if it moves and is told ahead, is a straight line back.
+        slope = (positions[1] - positions[0]) / (times_s[1] - times_s[0]) if len(times_s) > 1 else np.zeros_like(positions[0])
+        here = positions[0] - slope * (times_s[0] - now_s)
         if self._times_s:
-            here = self._at(now_s)
-        else:  # the path begins now: where it came from, if it moves, is a straight line back
-            slope = (positions[1] - positions[0]) / (times_s[1] - times_s[0]) if len(times_s) > 1 else np.zeros_like(positions[0])
-            here = positions[0] - slope * (times_s[0] - now_s)
+            if np.abs(self._at(now_s) - here).max() <= self._apart_rad(now_s):
+                here = self._at(now_s)
+            else:  # the arm is not where it was sent: going on from there would be a leap
+                self._times_s, self._positions = [], []
         oldest_s = now_s - self._window_s
         past = [(oldest_s, self._at(oldest_s) if self._times_s else here)]
         past += [(time_s, where) for time_s, where in zip(self._times_s, self._positions, strict=True) if oldest_s < time_s < now_s]
@@ -87,6 +101,11 @@ class TrajectoryPlanner:
         self._positions = [where for _, where in past + future]
         if not future:  # to rest here and now
             self._positions[-1] = positions[-1]
+
+    def _apart_rad(self, now_s: float) -> float:
+        """How far from the remembered path another one may begin now and still continue it."""
+        moving = self._times_s[0] <= now_s <= self._times_s[-1] + self._window_s
+        return TOP_SPEED_RAD_S * self._window_s if moving else APART_AT_REST_RAD
 
     def _at(self, time_s: float) -> FloatArray:
         """The path at a time: straight between what was said, at rest before and after."""

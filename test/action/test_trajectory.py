@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from openvla_ros.action.trajectory import SAME_AT_REST_RAD, SAME_MOVING_RAD, SPACING_S, TrajectoryPlanner, TrajectoryPoint
+from openvla_ros.action.trajectory import (
+    APART_AT_REST_RAD,
+    HORIZON_S,
+    SAME_AT_REST_RAD,
+    SAME_MOVING_RAD,
+    SPACING_S,
+    TOP_SPEED_RAD_S,
+    TrajectoryPlanner,
+    TrajectoryPoint,
+)
 
 TICK_S, STEP_S, WINDOW_S = 1 / 30, 0.2, 0.1
 SPEED = np.array([1.0, -0.5])  # [rad/s] of a step
@@ -148,3 +159,60 @@ def test_motion_that_is_told_tick_by_tick_is_as_smooth() -> None:
     assert positions[-1] == pytest.approx(SPEED * TICK_S * ticks, abs=1e-9)
     moving_ms = np.flatnonzero(np.abs(np.array(velocities)).max(axis=1) > 1e-9)
     assert moving_ms[-1] / 1000 <= ticks * TICK_S + WINDOW_S + 2e-3
+
+
+def test_path_begins_anew_where_the_arm_was_moved_to_while_nobody_drove() -> None:
+    planner = TrajectoryPlanner(0.104)
+    planner.plan(0.0, [(0.0, np.zeros(1))])
+    planner.plan(1.0, [(0.033, np.array([0.01])), (0.2, np.array([0.05]))])
+    points = planner.plan(3600.0, [(0.033, np.array([1.001])), (0.2, np.array([1.005]))])
+    assert all(1.0 - 1e-9 <= point.positions[0] <= 1.005 + 1e-9 for point in points)
+    assert max(abs(point.velocities[0]) for point in points) <= 0.004 / 0.167 + 1e-9
+
+
+def test_target_that_is_put_back_to_the_arm_is_not_approached_from_where_it_was() -> None:
+    """As by the effort rule: the arm is 0.5 rad behind, and is not to be pushed once more."""
+    planner = TrajectoryPlanner(WINDOW_S)
+    planner.plan(0.0, [(0.0, np.zeros(2))])
+    planner.plan(1.0, ahead_of(np.zeros(2), 1.0, 1.0))
+    points = planner.plan(1.1, [(0.0, np.full(2, -0.5))])
+    assert all(point.positions == pytest.approx([-0.5, -0.5]) and not point.velocities.any() for point in points)
+
+
+@given(st.lists(st.tuples(
+    st.sampled_from([0.0, 0.05, 0.099, 0.101, 0.5, 3600.0]) | st.floats(0.0, 5.0),  # pause [s]
+    st.just(0.0) | st.floats(-3.0, 3.0),  # where the arm was moved to in the pause, from where it was [rad]
+    st.floats(-2.0, 2.0)), min_size=1, max_size=8))  # speed of the step [rad/s]
+def test_every_point_can_be_reached_after_any_pause_and_displacement(rounds: list[tuple[float, float, float]]) -> None:
+    """Displaced arms are measured, so the path begins where the arm is."""
+    planner, now_s, start = TrajectoryPlanner(WINDOW_S), 1.0, 0.0
+    planner.plan(now_s, [(0.0, np.zeros(1))])
+    for pause_s, displacement, speed in rounds:
+        now_s += pause_s
+        if pause_s > WINDOW_S:
+            start += displacement
+        points = planner.plan(now_s, [(end_s, np.array([start + speed * end_s])) for end_s in (TICK_S, 0.08, 0.14, STEP_S)])
+        fastest = 2.0 + TOP_SPEED_RAD_S if pause_s <= WINDOW_S else 2.0 + APART_AT_REST_RAD / SPACING_S
+        before_s, before = 0.0, start
+        for point in points:
+            lag = 2.0 * WINDOW_S / 2 if before_s == 0.0 and pause_s <= WINDOW_S else 0.0  # the arm may be still on its way
+            assert abs(point.positions[0] - before) <= fastest * (point.time_s - before_s) + lag + 1e-9
+            assert abs(point.velocities[0]) <= fastest + 1e-9
+            before_s, before = point.time_s, float(point.positions[0])
+        start += speed * STEP_S
+        now_s += STEP_S
+
+
+def test_long_step_is_told_a_second_at_a_time_and_goes_on_at_speed() -> None:
+    planner, played = TrajectoryPlanner(WINDOW_S), Played(np.zeros(2))
+    played.take(0.0, planner.plan(0.0, [(0.0, np.zeros(2))]))
+    step_s, velocities = 3.0, []
+    for tick in range(round(step_s / TICK_S)):
+        now_s = 1.0 + tick * TICK_S
+        ends_s = [*np.arange(TICK_S, 4.0 - now_s - 1e-9, 0.05), 4.0 - now_s]
+        if points := planner.plan(now_s, [(end_s, SPEED * (now_s + end_s - 1.0)) for end_s in ends_s]):
+            assert points[-1].time_s <= HORIZON_S + 1e-9
+            played.take(now_s, points)
+        velocities.append(played.at(now_s + TICK_S / 2)[1])
+    assert np.abs(np.array(velocities[5:-5]) - SPEED).max() <= 0.05
+    assert played.at(5.0)[0] == pytest.approx(SPEED * step_s, abs=1e-9)

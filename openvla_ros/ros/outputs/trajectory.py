@@ -1,7 +1,8 @@
 """The output `trajectory`: trajectory_msgs/JointTrajectory for a joint_trajectory_controller of ros2_control, on its topic.
 
-One message per step, to its end and to rest; a stop is a short trajectory too. header.stamp is zero, which means now. Nothing needs
-to be set up: that the controller follows is seen in the joint states, and command_node watches those.
+One message per step, to its end and to rest; a stop is a short trajectory too. Nothing reaches further than 1 s ahead, so a longer step
+is one message per tick. header.stamp is zero, which means now. Nothing needs to be set up: that the controller follows is seen in the
+joint states, and command_node watches those.
 """
 
 from __future__ import annotations
