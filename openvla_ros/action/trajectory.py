@@ -3,6 +3,8 @@
 The target jumps from rest to the speed of a step and back, which no arm can. So the path is averaged over the time of a soft stop:
 the arm comes half of it later, is never faster than the path, reaches every end exactly, and a step that follows without a gap
 goes on at speed. If nothing follows, what was sent last brings it to rest by itself.
+
+For arms that take one goal per tick instead, `LastGoal` says which are worth sending.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ APART_AT_REST_RAD = 0.02
 
 TOP_SPEED_RAD_S = 3.2
 """No joint is asked to make up faster for a path that jumps: one that jumps by more within the window begins anew."""
+
+
+RELIEF_S = 2.0
+"""So long after a motion another goal is taken at rest: where an arm that pushes too hard is to stay. That is longer than a policy keeps
+driving without fresh chunks."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +133,25 @@ class TrajectoryPlanner:
         area = sum(((one + other) / 2.0 * (after_s - before_s)
                     for one, other, before_s, after_s in zip(where, where[1:], knots, knots[1:], strict=False)), np.zeros_like(where[0]))
         return area / self._window_s
+
+
+class LastGoal:
+    """What an arm that takes goals was told last, and whether it is to be told another. One thread at a time may call."""
+
+    def __init__(self) -> None:
+        self._goal: FloatArray | None = None
+        self._moved_s = -np.inf
+
+    def is_news(self, now_s: float, joints: FloatArray, moving: bool) -> bool:
+        """Whether to send these joints; True takes them as sent. moving: they are the end of a motion; else the arm is to rest.
+
+        The same goal is never sent again: not by a stop, and not by another driver. And where nothing has moved for a while, a stop
+        sends none at all: the joints it knows may be those of a driver that was chosen long ago, and the arm elsewhere by now.
+        """
+        if moving:
+            self._moved_s = now_s
+        known = self._goal is not None and np.array_equal(joints, self._goal)
+        if known or not 0.0 <= now_s - self._moved_s <= RELIEF_S:
+            return False
+        self._goal = joints
+        return True

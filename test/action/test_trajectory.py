@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from openvla_ros.action.trajectory import (
     APART_AT_REST_RAD,
     HORIZON_S,
+    RELIEF_S,
     SAME_AT_REST_RAD,
     SAME_MOVING_RAD,
     SPACING_S,
     TOP_SPEED_RAD_S,
+    LastGoal,
     TrajectoryPlanner,
     TrajectoryPoint,
 )
@@ -216,3 +218,35 @@ def test_long_step_is_told_a_second_at_a_time_and_goes_on_at_speed() -> None:
         velocities.append(played.at(now_s + TICK_S / 2)[1])
     assert np.abs(np.array(velocities[5:-5]) - SPEED).max() <= 0.05
     assert played.at(5.0)[0] == pytest.approx(SPEED * step_s, abs=1e-9)
+
+
+def test_stop_repeats_no_goal_however_late() -> None:
+    goal, here = LastGoal(), np.array([0.1, 0.2])
+    assert goal.is_news(1.0, here, moving=True)
+    for now_s in (1.1, 1.5, 60.0, 3600.0):
+        assert not goal.is_news(now_s, here.copy(), moving=False)
+        assert not goal.is_news(now_s, here.copy(), moving=True)  # nor a human's hand that only closes the gripper
+
+
+def test_stop_sends_no_joints_that_are_old() -> None:
+    """A driver was chosen and never moved the arm; somebody else did; now there is an emergency stop."""
+    goal = LastGoal()
+    assert not goal.is_news(0.0, np.zeros(2), moving=False)  # nothing has moved yet at all
+    assert goal.is_news(1.0, np.ones(2), moving=True)
+    assert not goal.is_news(3600.0, np.full(2, 2.0), moving=False)
+    assert goal.is_news(3601.0, np.full(2, 2.0), moving=True)
+
+
+def test_arm_that_pushes_too_hard_is_told_to_stay_where_it_is() -> None:
+    goal = LastGoal()
+    assert goal.is_news(1.0, np.ones(2), moving=True)
+    assert goal.is_news(1.0 + 0.9 * RELIEF_S, np.full(2, 0.9), moving=False)
+    assert not goal.is_news(1.0 + 0.95 * RELIEF_S, np.full(2, 0.9), moving=False)
+    assert not goal.is_news(1.0 + 1.1 * RELIEF_S, np.full(2, 0.8), moving=False)
+
+
+def test_after_a_jump_back_of_the_clock_only_motion_sends_a_goal() -> None:
+    goal = LastGoal()
+    assert goal.is_news(100.0, np.ones(2), moving=True)
+    assert not goal.is_news(1.0, np.zeros(2), moving=False)
+    assert goal.is_news(1.1, np.zeros(2), moving=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from openvla_ros.action.command import Motion
 from openvla_ros.action.pilot import Now
-from openvla_ros.contract import FloatArray
+from openvla_ros.action.trajectory import LastGoal
 from openvla_ros.errors import ConfigurationError, DependencyMissing, HandoffRefused
 from openvla_ros.robot import RobotProfile
+from openvla_ros.ros.convert import SECOND_NS
 from openvla_ros.ros.outputs import other_publishers
 from openvla_ros.ros.outputs.errand import Conversation, Errand, Question
 from openvla_ros.ros.outputs.settings import SettingsReader
@@ -63,7 +63,7 @@ class Interbotix:
         self._get = node.create_client(self._services.RegisterValues, "get_motor_registers")
         self._set = node.create_client(self._services.RegisterValues, "set_motor_registers")
         self._errand = Errand(self._set_up)
-        self._sent: FloatArray | None = None
+        self._goal = LastGoal()
 
     @property
     def topic(self) -> str:
@@ -73,14 +73,11 @@ class Interbotix:
     def prepare(self) -> None:
         """Check the driver's mode, set its profile. Never changes a mode: that switches the torque off and drops the arm."""
         self._errand.require()
-        self._sent = None
 
     def send(self, motion: Motion, now: Now) -> None:
         """Publish where the joints are to be at the end of the tick. At rest nothing: a goal that is said again is planned anew."""
-        if motion.joints is None or (self._sent is not None and np.array_equal(motion.joints, self._sent)):
-            return
-        self._sent = motion.joints
-        self._commands.publish(self._message(name=self._group, cmd=motion.joints.tolist()))
+        if motion.joints is not None and self._goal.is_news(now.tick_ns / SECOND_NS, motion.joints, motion.twist.moving):
+            self._commands.publish(self._message(name=self._group, cmd=motion.joints.tolist()))
 
     def rivals(self) -> list[str]:
         """Other publishers of joint positions, or of the driver's own kind of trajectories."""
