@@ -34,8 +34,8 @@ TOP_SPEED_RAD_S = 3.2
 
 
 RELIEF_S = 2.0
-"""So long after a motion another goal is taken at rest: where an arm that pushes too hard is to stay. That is longer than a policy keeps
-driving without fresh chunks."""
+"""So long after a motion joints at rest are sent: where it stops, or where an arm that pushes too hard is to stay. That is longer than a
+trajectory, and than a policy keeps driving without fresh chunks."""
 
 
 @dataclass(frozen=True)
@@ -135,23 +135,33 @@ class TrajectoryPlanner:
         return area / self._window_s
 
 
+class LastMotion:
+    """When the arm was last moved. Joints at rest long after it are not worth sending, and unsafe: they may be those of a driver that
+    was chosen long ago and moved nothing, and the arm elsewhere by now. One thread at a time may call."""
+
+    def __init__(self) -> None:
+        self._moved_s = -np.inf
+
+    def is_recent(self, now_s: float, moving: bool) -> bool:
+        """moving: it is moved now. After a jump back of the clock the last motion counts as just over, so that it is stopped."""
+        self._moved_s = now_s if moving else min(self._moved_s, now_s)
+        return bool(now_s - self._moved_s <= RELIEF_S)
+
+
 class LastGoal:
     """What an arm that takes goals was told last, and whether it is to be told another. One thread at a time may call."""
 
     def __init__(self) -> None:
         self._goal: FloatArray | None = None
-        self._moved_s = -np.inf
+        self._motion = LastMotion()
 
     def is_news(self, now_s: float, joints: FloatArray, moving: bool) -> bool:
         """Whether to send these joints; True takes them as sent. moving: they are the end of a motion; else the arm is to rest.
 
-        The same goal is never sent again: not by a stop, and not by another driver. And where nothing has moved for a while, a stop
-        sends none at all: the joints it knows may be those of a driver that was chosen long ago, and the arm elsewhere by now.
+        The same goal is never sent again: not by a stop, and not by another driver. At rest there is one only soon after a motion.
         """
-        if moving:
-            self._moved_s = now_s
-        known = self._goal is not None and np.array_equal(joints, self._goal)
-        if known or not 0.0 <= now_s - self._moved_s <= RELIEF_S:
+        recent = self._motion.is_recent(now_s, moving)
+        if not recent or (self._goal is not None and np.array_equal(joints, self._goal)):
             return False
         self._goal = joints
         return True

@@ -16,6 +16,7 @@ from openvla_ros.action.trajectory import (
     SPACING_S,
     TOP_SPEED_RAD_S,
     LastGoal,
+    LastMotion,
     TrajectoryPlanner,
     TrajectoryPoint,
 )
@@ -245,8 +246,17 @@ def test_arm_that_pushes_too_hard_is_told_to_stay_where_it_is() -> None:
     assert not goal.is_news(1.0 + 1.1 * RELIEF_S, np.full(2, 0.8), moving=False)
 
 
-def test_after_a_jump_back_of_the_clock_only_motion_sends_a_goal() -> None:
-    goal = LastGoal()
-    assert goal.is_news(100.0, np.ones(2), moving=True)
-    assert not goal.is_news(1.0, np.zeros(2), moving=False)
-    assert goal.is_news(1.1, np.zeros(2), moving=True)
+def test_joints_at_rest_are_sent_only_soon_after_a_motion() -> None:
+    motion = LastMotion()
+    assert not motion.is_recent(0.0, moving=False)
+    assert motion.is_recent(1.0, moving=True)
+    assert motion.is_recent(1.0 + 0.99 * RELIEF_S, moving=False)
+    assert not motion.is_recent(1.0 + 1.01 * RELIEF_S, moving=False)
+
+
+def test_after_a_jump_back_of_the_clock_the_stop_is_sent() -> None:
+    motion = LastMotion()
+    assert motion.is_recent(100.0, moving=True)
+    assert motion.is_recent(1.0, moving=False)
+    assert not motion.is_recent(1.0 + 1.01 * RELIEF_S, moving=False)
+    assert RELIEF_S > HORIZON_S  # nothing is queued any more when stops fall silent

@@ -15,7 +15,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from openvla_ros.action.command import Motion
 from openvla_ros.action.pilot import Now
-from openvla_ros.action.trajectory import TrajectoryPlanner
+from openvla_ros.action.trajectory import LastMotion, TrajectoryPlanner
 from openvla_ros.errors import ConfigurationError, HandoffRefused
 from openvla_ros.robot import RobotProfile
 from openvla_ros.ros.convert import NEWEST_RELIABLE, SECOND_NS, to_duration
@@ -33,6 +33,7 @@ class Trajectory:
             raise ConfigurationError("output 'trajectory' commands joints; describe them under 'arm'.")
         self._node, self._joints = node, list(profile.arm.joints)
         self._planner = TrajectoryPlanner(profile.limits.longest_ramp_s)
+        self._motion = LastMotion()
         self._trajectories = node.create_publisher(JointTrajectory, described.command_topic, NEWEST_RELIABLE)
         self._sent = 0
 
@@ -47,10 +48,11 @@ class Trajectory:
             raise HandoffRefused(f"nobody listens on {self.topic}. Start the controllers with config/ros2_control/wx250s_controllers.yaml.")
 
     def send(self, motion: Motion, now: Now) -> None:
-        """Publish a trajectory when the one before no longer says where the arm is to go."""
-        if motion.joints is None:
+        """Publish a trajectory when the one before no longer says where the arm is to go. Long after a motion a stop needs none."""
+        now_s = now.tick_ns / SECOND_NS
+        if not self._motion.is_recent(now_s, motion.twist.moving) or motion.joints is None:
             return
-        points = self._planner.plan(now.tick_ns / SECOND_NS, motion.ahead or ((0.0, motion.joints),))
+        points = self._planner.plan(now_s, motion.ahead or ((0.0, motion.joints),))
         if points:
             self._sent += 1
             self._trajectories.publish(JointTrajectory(joint_names=self._joints, points=[
