@@ -24,7 +24,7 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from openvla_ros.action.handoff import Driver, next_driver
-from openvla_ros.action.pilot import BY_HAND, WAITING, ZEROS_S, Decision, Inputs, Now, Pilot, Settings
+from openvla_ros.action.pilot import BY_HAND, TELEOP_AGE_S, WAITING, ZEROS_S, Decision, Inputs, Now, Pilot, Settings
 from openvla_ros.action.teleop import TeleopRequest, Wish
 from openvla_ros.contract import ReceivedChunk
 from openvla_ros.errors import ActionError, ConfigurationError, HandoffRefused, OpenvlaRosError
@@ -78,6 +78,10 @@ A message may then be heard twice, which changes nothing."""
 
 WISHES = {Wish.TAKE_OVER: SetDriver.Request.HUMAN, Wish.RESUME: SetDriver.Request.POLICY, Wish.HOLD: SetDriver.Request.HOLD}
 
+STOP_QUIET_S = 1.0
+"""No reset before `emergency_stop_request` was not true for so long: the middleware does not tell two publishers of it apart, so one
+that says false must not undo what the other repeats."""
+
 WATCH_S = 0.1
 """How often graph and clock are looked at, in wall time."""
 
@@ -87,9 +91,19 @@ CLOCK_STILL_S = 0.25
 REPORT_S = 0.5
 """Longest time between two reports."""
 
-
 FORGOTTEN = "(A process that was killed is forgotten after about 20 s.)"
 """The middleware keeps what ended without a word until its lease is over (Fast DDS: 20 s)."""
+
+
+def require_fresh(request: TeleopRequest, stamp_ns: int | None, ros_ns: int) -> None:
+    """Who drives is changed only by a message of now that was understood; a stop is taken at any age. Raises HandoffRefused."""
+    if request.fault:
+        raise HandoffRefused(request.fault)
+    age_s = None if stamp_ns is None else (ros_ns - stamp_ns) / SECOND_NS
+    if age_s is None or not abs(age_s) <= TELEOP_AGE_S:
+        stamped = "is without a stamp" if age_s is None else f"was stamped {age_s:.3f} s ago"
+        raise HandoffRefused(f"the teleop's message {stamped}, allowed are {TELEOP_AGE_S:g} s. Synchronise the clocks (chrony), and "
+                             "press again.")
 
 
 class CommandNode(Node):  # type: ignore[misc]
@@ -99,7 +113,7 @@ class CommandNode(Node):  # type: ignore[misc]
         super().__init__("command_node")
         self.finished = threading.Event()
         declare(self, PARAMETERS, locked=self._locked)
-        self.add_on_set_parameters_callback(self._keep_clock)
+        self.add_on_set_parameters_callback(self._keep)
         values = read(self, PARAMETERS)
         profile = read_robot(str(values["robot"]))
         profile = profile.through(str(values["output"])) if values["output"] else profile
@@ -119,7 +133,8 @@ class CommandNode(Node):  # type: ignore[misc]
         self._obstacles: dict[str, str] = {}  # for everybody
         self._policy_obstacles: dict[str, str] = {}
         self._unready = ""  # why the output could not be prepared for a hand that touched the teleop
-        self._stop_requested = False
+        self._stop_requested = False  # as the newest message says
+        self._stop_heard_ns: int | None = None  # when a message last said true, on the steady clock
         self._policy_endpoint: bytes | None = None  # whose chunks POLICY was chosen for
         self._said: tuple[Driver, str] | None = None  # driver and stop reason of the newest report
         self._said_ns = 0
@@ -209,6 +224,7 @@ class CommandNode(Node):  # type: ignore[misc]
     def _on_stop_request(self, message: Bool) -> None:
         self._stop_requested = bool(message.data)
         if self._stop_requested:
+            self._stop_heard_ns = self._steady.now().nanoseconds
             self._emergency_stop("emergency_stop_request is true")
 
     def _on_emergency_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -224,12 +240,19 @@ class CommandNode(Node):  # type: ignore[misc]
     def _on_reset_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
             try:
+                if not self._stop_requested and self._stop_recently_heard():
+                    raise HandoffRefused(f"emergency_stop_request was true less than {STOP_QUIET_S:g} s ago. Call again; if that does "
+                                         "not help, another publisher still says true.")
                 self._pilot.reset(self._stop_requested)
                 response.success, response.message = True, "HOLD. set_driver chooses who moves the arm."
             except HandoffRefused as error:
                 response.success, response.message = False, str(error)
             self._tick()
         return response
+
+    def _stop_recently_heard(self) -> bool:
+        heard_ns = self._stop_heard_ns
+        return heard_ns is not None and self._steady.now().nanoseconds - heard_ns < STOP_QUIET_S * SECOND_NS
 
     def _on_set_driver(self, request: SetDriver.Request, response: SetDriver.Response) -> SetDriver.Response:
         with self._lock:
@@ -286,6 +309,7 @@ class CommandNode(Node):  # type: ignore[misc]
                 self._emergency_stop("the teleop's stop button was pressed")
             elif request.wish in WISHES:
                 try:
+                    require_fresh(request, stamp_ns, self._now().ros_ns)
                     self._choose(WISHES[request.wish])
                 except OpenvlaRosError as error:
                     self.get_logger().warning(f"{request.wish.name}: {error}")
@@ -376,10 +400,15 @@ class CommandNode(Node):  # type: ignore[misc]
     def _locked(self, row: Parameter) -> bool:
         return row.locked == AT_START or self._pilot.driver is not Driver.HOLD
 
-    def _keep_clock(self, changes: list[RosParameter]) -> SetParametersResult:
-        if any(change.name == "use_sim_time" for change in changes):
-            return SetParametersResult(successful=False, reason=f"use_sim_time can be changed only {AT_START}.")
-        return SetParametersResult(successful=True)
+    def _keep(self, changes: list[RosParameter]) -> SetParametersResult:
+        """Refuses what the table cannot know: another clock, and other settings on the way to the start pose, which is a HOLD too."""
+        names, held = {change.name for change in changes}, {row.name for row in PARAMETERS if row.locked == IN_HOLD}
+        reason = ""
+        if "use_sim_time" in names:
+            reason = f"use_sim_time can be changed only {AT_START}."
+        elif names & held and self._pilot.driver is Driver.HOLD and self._pilot.drives:
+            reason = "the arm is on its way to the start pose. Change settings when it is there, or choose HOLD to end it."
+        return SetParametersResult(successful=not reason, reason=reason)
 
     def _health(self) -> Health:
         pilot, driver = self._pilot, self._pilot.driver

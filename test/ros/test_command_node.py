@@ -36,11 +36,12 @@ from sensor_msgs.msg import JointState, Joy
 from std_msgs.msg import Bool, Float64, String
 from std_srvs.srv import Trigger
 
-from openvla_ros.action.command import Twist, advanced
+from openvla_ros.action.command import ZERO, Motion, Phase, Twist, advanced
 from openvla_ros.action.kinematics import Kinematics
 from openvla_ros.action.pose import from_rpy
 from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, Pose
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_chunk_message, to_ns, to_time
+from openvla_ros.ros.outputs.servo_pose import LastPose
 from openvla_ros.ros.profile import read_robot, read_urdf
 
 pytestmark = pytest.mark.ros
@@ -181,10 +182,10 @@ class World(Node):
         message.twist.linear.x, message.twist.linear.y, message.twist.linear.z = velocity
         self.hand.publish(message)
 
-    def press(self, deflection: float, *buttons: int) -> None:
+    def press(self, deflection: float, *buttons: int, age_s: float = 0.0) -> None:
         """One message of a joystick: its left stick and what is pressed."""
         message = Joy(axes=[0.0, deflection, *[0.0] * 6], buttons=[int(number in buttons) for number in range(11)])
-        message.header.stamp = self.get_clock().now().to_msg()
+        message.header.stamp = to_time(self.get_clock().now().nanoseconds - round(age_s * SECOND_NS))
         self.joy.publish(message)
 
     def keep(self, act: Callable[[], None], good: Callable[[], Any], what: str) -> None:
@@ -437,6 +438,28 @@ def test_what_stops_the_arm(meet, start) -> None:
         assert len(world.twists) == count, "a reset moves nothing"
 
 
+def test_one_publisher_of_stop_requests_does_not_undo_what_another_repeats(meet, start) -> None:
+    world = meet()
+    start(output="servo_twist", dry_run=True)
+    other = world.create_publisher(Bool, "emergency_stop_request", 10)
+    world.until(lambda: other.get_subscription_count() and world.requests.get_subscription_count(), "command_node to listen")
+    refusals: list[str] = []
+
+    def insist() -> None:
+        world.requests.publish(Bool(data=True))
+        world.see("STOPPED")
+        other.publish(Bool(data=False))
+        time.sleep(0.02)
+        answer = world.call(world.reset, Trigger.Request())
+        assert not answer.success
+        refusals.append(answer.message)
+
+    world.keep(insist, lambda: any("was true less than 1 s ago" in refusal for refusal in refusals), "the false to be heard")
+    world.keep(insist, lambda: len(refusals) > 10, "more of the same")
+    other.publish(Bool(data=False))
+    world.until(lambda: world.call(world.reset, Trigger.Request()).success, "the reset after a second without any true")
+
+
 def test_simulated_time(meet, start) -> None:
     """A recording's clock drives the arm; when it stops or goes back, so does the arm."""
     world = meet()
@@ -526,14 +549,33 @@ def test_hand_and_policy(meet, start) -> None:
     assert world.drivers[-1] == "POLICY"
     world.keep(lambda: world.press(1.0, 5), lambda: world.drivers[-1] == "HUMAN" and speed(world.twists[-1]) == pytest.approx(0.1),
                "the joystick to move the arm")
-    world.press(1.0, 5, 1)
+    world.press(1.0, 5, 1, age_s=3.0)  # a stop is taken at any age
     world.see("STOPPED")
     world.silence()
     assert world.call(world.reset, Trigger.Request()).success
     world.press(0.0)
     world.until(lambda: world.choose(HUMAN).success, "HUMAN by service")
+    world.see("HUMAN")
+    count = len(world.drivers)
+
+    # No other wish is granted to a message that is old, from the future, or without a stamp.
+    world.send([0.01, 0, 0, 0, 0, 0, 1.0])  # a policy is there, so only the age stands in the way
+    for age_s in (1.0, -5.0, world.now_ns() / SECOND_NS):
+        for button in (6, 2):  # back and X
+            assert world.choose(HOLD).success and world.choose(HUMAN).success
+            world.until(lambda: "the teleop's message" not in world.reports[-1].stop_reason, "another reason")
+
+            def stale(age_s: float = age_s, button: int = button) -> None:
+                world.press(0.0, age_s=age_s)
+                time.sleep(0.02)
+                world.press(0.0, button, age_s=age_s)
+
+            world.keep(stale, lambda: "the teleop's message was stamped" in world.reports[-1].stop_reason, "the age in the report")
+    world.press(0.0)
+    time.sleep(0.02)
     world.press(0.0, 2)  # X
-    world.see("HOLD")
+    world.until(lambda: len(world.drivers) > count + 12, "HOLD by the button")
+    assert world.drivers[count:] == ["HOLD", "HUMAN"] * 6 + ["HOLD"]
 
 
 def test_the_arm_and_its_surroundings(meet, start) -> None:
@@ -545,6 +587,9 @@ def test_the_arm_and_its_surroundings(meet, start) -> None:
     # go_to_start moves the arm there, slowly; POLICY ends it.
     answer = world.call(world.start, Trigger.Request())
     assert answer.success and "'bridge'" in answer.message
+    parameter = Parameter("max_joint_state_age_s", value=2.0).to_parameter_msg()
+    changed = world.call(world.parameters, SetParameters.Request(parameters=[parameter])).results[0]
+    assert not changed.successful and "on its way to the start pose" in changed.reason
     world.until(lambda: any("at the start pose 'bridge'" in report.stop_reason for report in world.reports), "the arrival")
     assert world.pose.position_m == pytest.approx([0.3, 0.0, 0.15], abs=0.004)
     assert max(map(speed, world.twists)) < 0.05 * 1.01 + 0.25 * 1.01
@@ -643,6 +688,25 @@ def test_dry_run_in_a_namespace_with_a_parameter_file(meet, start, checkout: Pat
     late.publish(Bool(data=True))
     world.until(lambda: world.drivers[-1] == "STOPPED", "a best-effort request to be heard")
     assert world.twists == []
+
+
+def test_servo_pose_says_no_pose_at_rest_but_the_last() -> None:
+    """A pose that the arm has left meanwhile, as by hand in HOLD, would set it moving from an emergency stop."""
+    def pose(x_m: float) -> Pose:
+        return from_rpy(np.array([x_m, 0.0, 0.15]), np.zeros(3))
+
+    last, tick_ns = LastPose(), round(TICK_S * SECOND_NS)
+    there, elsewhere = pose(0.2), pose(0.3)
+    assert last.next(Motion(ZERO, there), 0) is None, "nothing was said yet"
+    assert last.next(Motion(ZERO, there, phase=Phase.MOVING), tick_ns) is there
+    assert last.next(Motion(ZERO, elsewhere), 2 * tick_ns) is there
+    assert last.next(Motion(ZERO, elsewhere, phase=Phase.RAMP), 3 * tick_ns) is elsewhere
+    for tick in range(4, 20):
+        assert last.next(Motion(ZERO, there), tick * tick_ns) is elsewhere
+    for tick in range(50, 60):
+        assert last.next(Motion(ZERO, there), tick * tick_ns) is None, "after a silence Servo holds where the arm is"
+    assert last.next(Motion(ZERO, there, phase=Phase.MOVING), 60 * tick_ns) is there
+    assert last.next(Motion(ZERO, None, phase=Phase.MOVING), 61 * tick_ns) is None
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

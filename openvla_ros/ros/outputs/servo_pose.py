@@ -11,23 +11,44 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
 
-from openvla_ros.action.command import Motion
+from openvla_ros.action.command import Motion, Phase
 from openvla_ros.action.pilot import Now
 from openvla_ros.action.pose import to_quaternion
+from openvla_ros.contract import Pose
 from openvla_ros.robot import RobotProfile
-from openvla_ros.ros.convert import NEWEST_RELIABLE, to_time
+from openvla_ros.ros.convert import NEWEST_RELIABLE, SECOND_NS, to_time
 from openvla_ros.ros.outputs import other_publishers
 from openvla_ros.ros.outputs.servo import POSE, Servo
 from openvla_ros.ros.outputs.settings import SettingsReader
 
+HALT_S = 0.1
+"""In silence MoveIt Servo halts after so long."""
+
+
+class LastPose:
+    """A pose is a command to go there, also at rest. So at rest only the pose that Servo holds already is said again."""
+
+    def __init__(self) -> None:
+        self._pose: Pose | None = None
+        self._said_ns = 0
+
+    def next(self, motion: Motion, tick_ns: int) -> Pose | None:
+        """What to publish at this tick; None: nothing, because Servo has halted, and an old pose would set the arm moving again."""
+        if motion.phase is not Phase.ZEROS:
+            self._pose = motion.target
+        elif self._pose is not None and tick_ns - self._said_ns > HALT_S * SECOND_NS:
+            self._pose = None
+        self._said_ns = tick_ns
+        return self._pose
+
 
 class ServoPose:
-    """An Output. In silence MoveIt Servo halts after 0.1 s."""
+    """An Output. In silence MoveIt Servo halts after HALT_S."""
 
     def __init__(self, node: Node, profile: RobotProfile) -> None:
         described = profile.outputs[profile.output]
         settings = SettingsReader(described.settings, "output 'servo_pose'")
-        self._node, self._frame_id = node, profile.base_frame
+        self._node, self._frame_id, self._last = node, profile.base_frame, LastPose()
         self._servo = Servo(node, settings, POSE, releases=("jazzy",))
         settings.finish()
         self._poses = node.create_publisher(PoseStamped, described.command_topic, NEWEST_RELIABLE)
@@ -43,13 +64,14 @@ class ServoPose:
 
     def send(self, motion: Motion, now: Now) -> None:
         """Publish where to be at the end of the tick. The stamp is the time of sending, which Servo compares with its own."""
-        if motion.target is None:
+        pose = self._last.next(motion, now.tick_ns)
+        if pose is None:
             return
         message = PoseStamped()
         message.header.stamp, message.header.frame_id = to_time(now.ros_ns), self._frame_id
         position, orientation = message.pose.position, message.pose.orientation
-        position.x, position.y, position.z = map(float, motion.target.position_m)
-        orientation.x, orientation.y, orientation.z, orientation.w = map(float, to_quaternion(motion.target))
+        position.x, position.y, position.z = map(float, pose.position_m)
+        orientation.x, orientation.y, orientation.z, orientation.w = map(float, to_quaternion(pose))
         self._poses.publish(message)
 
     def rivals(self) -> list[str]:
