@@ -80,6 +80,11 @@ class Motion:
     step: PlayedStep | None = None  # the policy's step that plays now
     ahead: tuple[tuple[float, FloatArray], ...] = ()
 
+    @property
+    def tells(self) -> bool:
+        """Target and joints are news: the arm is moved, or on its way to rest. False: they only say again where it rests."""
+        return self.twist.moving or self.phase is Phase.RAMP
+
 
 def to_twist(shares: Iterable[tuple[Action, float]], period_s: float) -> Twist:
     """The constant velocity that covers, within one tick, the given shares (0..1) of steps.

@@ -449,6 +449,8 @@ class Pilot:
 
     def _move(self, now: Now) -> tuple[Phase | None, PlayedStep | None, bool]:
         """Move the target for this tick. Returns what kind of motion that was (None: none), the step, and whether it starts now."""
+        if self.drives and not self._speaking:
+            self._target.anchor(self._measured)  # nothing is sent: whoever moves the arm meanwhile, the first motion starts where it is
         if self._driver is Driver.POLICY and (played := self._play(now)) is not None:
             return Phase.MOVING, *played
         if self._driver is Driver.HUMAN:

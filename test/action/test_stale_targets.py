@@ -65,6 +65,27 @@ def test_a_blocked_arm_is_not_left_pushing(widow, end: str) -> None:
         assert motion.joints == pytest.approx(arm.joints) and not motion.twist.moving
 
 
+def test_a_driver_that_rested_for_long_starts_where_the_arm_is(widow) -> None:
+    arm = used(positions(widow))
+    arm.pilot.take_over()
+    arm.run(10.0)
+    arm.joints = ELSEWHERE
+    arm.run(20.0)
+    arm.grip((0.1, 0.0, 0.0), device="twist")
+    decision = arm.tick()
+    assert decision.motion is not None and np.abs(decision.motion.joints - ELSEWHERE).max() < 0.02
+
+
+def test_an_idle_arm_that_is_pushed_gives_in_and_says_so(widow) -> None:
+    arm = used(positions(widow))
+    arm.pilot.take_over()
+    arm.run(10.0)
+    arm.joints, arm.efforts = ELSEWHERE, np.full(7, 2000.0)
+    decision = arm.tick()
+    assert decision.driver is Driver.HOLD and decision.motion is not None
+    assert decision.motion.tells and decision.motion.joints == pytest.approx(ELSEWHERE)
+
+
 def test_go_to_start_is_refused_while_the_arm_pushes(widow) -> None:
     arm = widow()
     arm.pilot.take_over()

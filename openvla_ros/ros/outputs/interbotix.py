@@ -76,7 +76,7 @@ class Interbotix:
 
     def send(self, motion: Motion, now: Now) -> None:
         """Publish where the joints are to be at the end of the tick. At rest nothing: a goal that is said again is planned anew."""
-        if motion.joints is not None and self._goal.is_news(now.tick_ns / SECOND_NS, motion.joints, motion.twist.moving):
+        if motion.joints is not None and self._goal.is_news(now.tick_ns / SECOND_NS, motion.joints, motion.tells):
             self._commands.publish(self._message(name=self._group, cmd=motion.joints.tolist()))
 
     def rivals(self) -> list[str]:

@@ -50,7 +50,7 @@ class Trajectory:
     def send(self, motion: Motion, now: Now) -> None:
         """Publish a trajectory when the one before no longer says where the arm is to go. Long after a motion a stop needs none."""
         now_s = now.tick_ns / SECOND_NS
-        if not self._motion.is_recent(now_s, motion.twist.moving) or motion.joints is None:
+        if not self._motion.is_recent(now_s, motion.tells) or motion.joints is None:
             return
         points = self._planner.plan(now_s, motion.ahead or ((0.0, motion.joints),))
         if points:
