@@ -53,6 +53,10 @@ class PlayOptions:
     remaps: Mapping[str, str] = field(default_factory=dict)
 
 
+SETTLE_S = 1.0
+"""The reader of a topic may discover its writer later than the writer discovers it; what is sent before that is lost."""
+
+
 class Player(Node):
     """Plays on a thread of its own from the moment it is made. `failure` says afterwards why it ended early, if it did."""
 
@@ -166,6 +170,7 @@ class Player(Node):
         awaited = cameras or list(self._played.values())
         while self._options.wait_for_subscribers_s > 0 and not self._stop.is_set():
             if any(publisher.get_subscription_count() for _, publisher in awaited):
+                self._stop.wait(SETTLE_S)
                 return
             if monotonic() > deadline:
                 raise BagError(f"nobody listens to {', '.join(part.heard_as for part, _ in awaited)} after "

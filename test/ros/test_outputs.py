@@ -128,7 +128,12 @@ class World(Node):
 
     def call(self, client: Any, request: Any) -> Any:
         assert client.wait_for_service(DEADLINE_S), client.srv_name
-        future = client.call_async(request)
+        for _ in range(3):  # an answer is lost when the server has not discovered the client's reader yet
+            future, patience = client.call_async(request), time.monotonic() + 5.0
+            while not future.done() and time.monotonic() < patience:
+                time.sleep(0.005)
+            if future.done():
+                break
         self.until(future.done, "an answer")
         return future.result()
 
