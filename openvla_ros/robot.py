@@ -40,6 +40,13 @@ MAX_EFFORT = 5000.0
 """Largest usual effort of a joint, in the unit of its driver. The strongest motors of Interbotix stall below 5000 mA, and arms that
 say Nm stay far below; above it the effort rule could never act."""
 
+CAMERA_RANGES: Mapping[str, tuple[float, float]] = {
+    "width": (16, 8192), "height": (16, 8192), "fx": (1.0, 100_000.0), "fy": (1.0, 100_000.0), "cx": (-8192, 16_384), "cy": (-8192, 16_384)}
+"""What a camera may say about its picture [px]."""
+
+CAMERA_PLACE_M = (-10.0, 10.0)
+"""Where a camera may stand, in the base frame [m]."""
+
 OUTPUTS = ("interbotix", "trajectory", "servo_twist", "servo_pose")
 """How commands reach an arm; `ros/outputs` has one file for each.
 
@@ -130,6 +137,37 @@ class Limits:
         return max(self.max_speed_m_s / self.max_acceleration_m_s2, self.max_speed_rad_s / self.max_acceleration_rad_s2)
 
 
+@dataclass(frozen=True)
+class Camera:
+    """A camera that stands still beside the arm, as a pinhole. Raises ConfigurationError.
+
+    Its pose is that of its optical frame in the robot's base frame (REP 103: x right, y down, z forward), as hand-eye calibration
+    gives it. Lens distortion is not described: points near the rim of a wide lens lie a few pixels off. Nothing commands an arm by it.
+    """
+
+    width: int  # size of the picture that the numbers below belong to [px]
+    height: int
+    fx: float  # focal lengths [px]
+    fy: float
+    cx: float  # where the axis meets the picture [px]
+    cy: float
+    position_m: tuple[float, ...]  # [3]
+    quaternion_xyzw: tuple[float, ...]  # [4], normalised here
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in CAMERA_RANGES.items():
+            value = getattr(self, name)
+            if not _is_number(value) or not low <= value <= high:  # NaN too
+                raise ConfigurationError(f"camera key '{name}' is {value!r}, expected a number of pixels from {low:g} to {high:g}.")
+        object.__setattr__(self, "position_m", _numbers(self.position_m, "camera key 'position_m'", 3))
+        _check_range("camera key 'position_m'", self.position_m, CAMERA_PLACE_M, "m")
+        quaternion = _numbers(self.quaternion_xyzw, "camera key 'quaternion_xyzw'", 4)
+        length = math.hypot(*quaternion)
+        if not 0.9 <= length <= 1.1:
+            raise ConfigurationError(f"camera key 'quaternion_xyzw' has length {length:.3g}, expected 1: x, y, z, w of a rotation.")
+        object.__setattr__(self, "quaternion_xyzw", tuple(number / length for number in quaternion))
+
+
 NO_POSES: Mapping[str, tuple[float, ...]] = MappingProxyType({})
 
 
@@ -215,6 +253,7 @@ class RobotProfile:
     grippers: Mapping[str, GripperProfile]
     limits: Limits
     arm: Arm | None  # None: it has no joint states; rules that need the measured pose are left out, and so are outputs in joints
+    camera: Camera | None = None  # for pictures in reports only; None: not calibrated
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
@@ -252,12 +291,12 @@ class RobotProfile:
 def from_mapping(mapping: object, source: str) -> RobotProfile:
     """A profile out of a parsed file; `source` names the file in errors.
 
-    Keys are the fields of RobotProfile, Limits, Arm, OutputProfile and GripperProfile. `arm: none` says that there are no joint
-    states. Optional: `base_frame`, which defaults to `<name>/base_link` as Interbotix names it, `grippers`, and what Arm has a
-    default for. Raises ConfigurationError for a missing or unknown key and for a wrong value.
+    Keys are the fields of RobotProfile, Limits, Arm, Camera, OutputProfile and GripperProfile. `arm: none` says that there are no
+    joint states. Optional: `base_frame`, which defaults to `<name>/base_link` as Interbotix names it, `grippers`, `camera`, and what
+    Arm has a default for. Raises ConfigurationError for a missing or unknown key and for a wrong value.
     """
     try:
-        top = _keys(mapping, RobotProfile, optional=("base_frame", "grippers"), where="profile")
+        top = _keys(mapping, RobotProfile, optional=("base_frame", "grippers", "camera"), where="profile")
         limits = _keys(top.pop("limits"), Limits, optional=(), where="limits")
         limits["box"] = Box(**_keys(limits["box"], Box, optional=(), where="box"))  # type: ignore[arg-type]
         arm = top.pop("arm")
@@ -265,9 +304,10 @@ def from_mapping(mapping: object, source: str) -> RobotProfile:
                    for name, entry in _mapping(top.pop("outputs"), "outputs").items()}
         grippers = {str(name): GripperProfile(**_with_settings(entry, GripperProfile, f"gripper {name!r}"))  # type: ignore[arg-type]
                     for name, entry in _mapping(top.pop("grippers", {}), "grippers").items()}
+        camera = Camera(**_keys(top.pop("camera"), Camera, optional=(), where="camera")) if "camera" in top else None  # type: ignore[arg-type]
         top.setdefault("base_frame", f"{top['name']}/base_link")
         return RobotProfile(
-            limits=Limits(**limits), outputs=MappingProxyType(outputs), grippers=MappingProxyType(grippers),  # type: ignore[arg-type]
+            limits=Limits(**limits), camera=camera, outputs=MappingProxyType(outputs), grippers=MappingProxyType(grippers),  # type: ignore[arg-type]
             arm=None if arm == "none" else Arm(**_keys(arm, Arm, optional=ARM_OPTIONAL, where="arm")), **top)  # type: ignore[arg-type]
     except ConfigurationError as error:
         raise ConfigurationError(f"{source}: {error}") from error
