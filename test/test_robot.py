@@ -160,6 +160,16 @@ def test_shipped_profiles() -> None:
     assert replace(replay, name="wx250s", real=True, arm=real.arm, output=real.output, outputs=real.outputs, grippers=real.grippers) == real
 
 
+def test_the_simulated_robot_is_the_real_one_without_its_driver() -> None:
+    real, simulated = read_robot("wx250s"), read_robot("wx250s_sim")
+    assert real.arm is not None and simulated.arm is not None and not simulated.real
+    assert simulated.output == "trajectory" and simulated.outputs == {"trajectory": real.outputs["trajectory"]}
+    assert simulated.grippers == {"joint_trajectory": real.grippers["joint_trajectory"]}
+    own = {"effort": real.arm.effort, "sleep": real.arm.sleep, "start_poses": real.arm.start_poses}
+    assert replace(simulated.arm, **own) == real.arm
+    assert replace(simulated, name="wx250s", real=True, arm=real.arm, output=real.output, outputs=real.outputs, grippers=real.grippers) == real
+
+
 def test_profiles_by_path_and_by_wrong_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(GOOD))
