@@ -1,11 +1,14 @@
 """A recording on disk in, its topics and messages out, in log-time order and with flat memory. The bag library stays here.
 
 Takes rosbag2 recordings: a folder with metadata.yaml, or one .mcap or .db3 file. Message definitions that are stored
-in the recording win over any that this machine knows, so that custom types need no installed package.
+in the recording win over any that this machine knows, so that custom types need no installed package. mcap files that were
+never finished (a killed recorder, or one that still writes) are read as far as they are whole; `Recording.notes` says so.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from rosbags.interfaces import MessageDefinitionFormat, QosDurability, QosReliab
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
+from openvla_ros.bags.salvage import Salvage, begins_well, has_index
 from openvla_ros.errors import BagError
 
 SECOND_NS = 1_000_000_000
@@ -23,6 +27,9 @@ IDL_SEPARATOR = "=" * 80 + "\n"
 
 REPAIR = ("If it was cut off while recording: 'ros2 bag reindex FOLDER' (sqlite3), 'mcap recover FILE' (mcap), then try again; "
           "otherwise copy it again.")
+
+WRITING_S = 5.0
+"""An unfinished file that changed within so many seconds is probably still being written."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Recording:
     def __init__(self, path: Path | str) -> None:
         """Opens it. Raises BagError that says what is wrong with it and what to do."""
         self.path = Path(path)
-        self._reader = _open(self.path)
+        self._reader, note = _open(self.path)
+        self.notes: tuple[str, ...] = (note,) if note else ()  # what a user must know about the file, beside its content
         self._connections: dict[tuple[str, str], list[Any]] = {}
         for connection in self._reader.connections:
             self._connections.setdefault((connection.topic, connection.msgtype), []).append(connection)
@@ -70,7 +78,8 @@ class Recording:
         self._decoders: dict[str, Callable[[bytes], Any]] = {}
         if not self._reader.message_count:
             self.close()
-            raise BagError(f"recording {self.path} holds no message. Record it again, and look at 'ros2 bag info' while it runs.")
+            raise BagError(f"recording {self.path} holds no message{f' ({note})' if note else ''}. Record it again, and look at "
+                           "'ros2 bag info' while it runs.")
         self.start_ns = int(self._reader.start_time)
         self.end_ns = int(self._reader.end_time) - 1  # the library's end lies one nanosecond behind the last message
 
@@ -143,24 +152,67 @@ class Recording:
         return lambda data: store.deserialize_cdr(data, topic.type)
 
 
-def _open(path: Path) -> Any:
-    if not path.exists():
+def _open(path: Path) -> tuple[Any, str]:
+    """A reader of the recording, and a note where it is not whole."""
+    try:
+        if unfinished := _unfinished(path):
+            return _salvage(path, unfinished)
+        reader = Reader(path)
+        reader.open()
+        return reader, ""
+    except BagError:
+        raise
+    except PermissionError as error:
+        raise BagError(f"recording {path} may not be read: {error}. Change its owner or its permissions (sudo chown -R $USER {path}).") \
+            from error
+    except Exception as error:
+        raise BagError(f"recording {path} cannot be read: {_words(error)}. {REPAIR}") from error
+
+
+def _unfinished(path: Path) -> list[Path]:
+    """The mcap files of a recording that must be read without index; none where all is as it should be.
+
+    Raises PermissionError, and BagError for what is no recording at all.
+    """
+    if not _exists(path):
         raise BagError(f"there is no recording at {path}. Name a rosbag2 folder, a .mcap or a .db3 file.")
     if path.suffix == ".bag":
         raise BagError(f"{path} is a ROS 1 recording. Convert it: rosbags-convert --src {path} --dst {path.with_suffix('')}.")
-    if path.is_dir() and not (path / "metadata.yaml").exists():
-        files = sorted(file.name for file in path.iterdir() if file.suffix in (".mcap", ".db3"))
-        hint = f"Name one of its files ({', '.join(files)}), or run 'ros2 bag reindex {path}'." if files else \
+    files = sorted((file for file in path.iterdir() if file.suffix in (".mcap", ".db3")), key=_natural) if path.is_dir() else [path]
+    for file in files:
+        file.open("rb").close()  # a file that may not be read is named here, and not taken for a damaged one
+    described = not path.is_dir() or (path / "metadata.yaml").exists()
+    pages = [file for file in files if file.suffix == ".mcap" and begins_well(file)]
+    if pages and len(pages) == len(files) and not (described and all(has_index(file) for file in files)):
+        return pages
+    if not described:
+        hint = f"Name one of its files ({', '.join(file.name for file in files)}), or run 'ros2 bag reindex {path}'." if files else \
             "Name a rosbag2 folder, a .mcap or a .db3 file."
         raise BagError(f"{path} has no metadata.yaml, so it is no finished rosbag2 recording. {hint}")
+    return []
+
+
+def _salvage(path: Path, files: list[Path]) -> tuple[Any, str]:
+    reader = Salvage(files)
+    if not reader.cut:
+        return reader, "it has no index or no metadata.yaml: it was read from front to back"
+    newest = max(file.stat().st_mtime for file in files)
+    how = "is still being written, or was cut off just now" if time.time() - newest < WRITING_S else "was cut off while recording"
+    return reader, f"the recording {how}: {', '.join(file.name for file in reader.cut)} was read as far as it is whole"
+
+
+def _exists(path: Path) -> bool:
+    """As Path.exists, but a folder on the way that may not be entered raises PermissionError in every version of Python."""
     try:
-        reader = Reader(path)
-        reader.open()
-    except PermissionError as error:
-        raise BagError(f"recording {path} may not be read: {error}. Change its owner or its permissions.") from error
-    except Exception as error:
-        raise BagError(f"recording {path} cannot be read: {_words(error)}. {REPAIR}") from error
-    return reader
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """day_10.mcap comes after day_9.mcap."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _types(definition: Any, kind: str) -> Any:
