@@ -22,6 +22,8 @@ def main(
     remap: list[str] = typer.Option([], help="recorded:=heard, such as /wrist/image_raw:=/image (repeat the option)."),
     clock_hz: float = typer.Option(100.0, help="Rate of /clock, 40 to 1000 per second of wall time."),
     linger_s: float = typer.Option(2.0, help="How long /clock goes on after the last message [s]."),
+    start_paused: bool = typer.Option(False, "--start-paused", help="Send nothing before ros2 service call /bag_player/resume "
+                                                                    "std_srvs/srv/Trigger."),
     wait_for_subscribers: float = typer.Option(0.0, help="Longest wait for a reader of the camera before the start [s]; 0: none."),
     all_hosts: bool = typer.Option(False, help="Let other computers hear it too, as the ROS environment says."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object at the end."),
@@ -34,8 +36,9 @@ def main(
         from openvla_ros.ros.player import PlayOptions, play  # late: ROS
     except ImportError as error:
         raise DependencyMissing(f"play needs ROS 2 (rclpy): {error}. Run 'make setup', or source a ROS installation.") from error
-    options = PlayOptions(rate=rate, loop=loop, clock_hz=clock_hz, linger_s=linger_s, wait_for_subscribers_s=wait_for_subscribers,
-                          topics=tuple(topics), remaps=dict(split_remap(text) for text in remap))
+    options = PlayOptions(rate=rate, loop=loop, clock_hz=clock_hz, linger_s=linger_s, start_paused=start_paused,
+                          wait_for_subscribers_s=wait_for_subscribers, topics=tuple(topics),
+                          remaps=dict(split_remap(text) for text in remap))
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f} of {task.total:.1f} s"))
     with Recording(bag) as recording:
         console = Console(stderr=True, quiet=as_json)

@@ -168,7 +168,8 @@ def player(bag: Path, rate: float, loop: bool) -> Part:
     """The process that publishes the recording and its clock."""
     from openvla_ros.ros.processes import Part
 
-    arguments = ("play", str(bag.resolve()), "--rate", str(rate), "--wait-for-subscribers", "30", "--json", *(["--loop"] if loop else []))
+    arguments = ("play", str(bag.resolve()), "--rate", str(rate), "--start-paused", "--wait-for-subscribers", "30",
+                 "--json", *(["--loop"] if loop else []))
     return Part("player", "openvla_ros.cli.app:main", arguments)
 
 

@@ -20,12 +20,14 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from openvla_ros.ros.convert import LATCHED
 from openvla_ros.ros.tally import Tally
 
 TRANSITIONS = {"configure": Transition.TRANSITION_CONFIGURE, "activate": Transition.TRANSITION_ACTIVATE,
                "deactivate": Transition.TRANSITION_DEACTIVATE}
+RESUME = "/bag_player/resume"
 DRIVERS = {"hold": SetDriver.Request.HOLD, "policy": SetDriver.Request.POLICY}
 
 EVERY_CHUNK = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
@@ -56,6 +58,7 @@ class Observer:
             listen(TwistStamped, command_topic, self._on_arm, ARM)
         self._change = self._node.create_client(ChangeState, "policy_node/change_state")
         self._set_driver = self._node.create_client(SetDriver, "set_driver")
+        self._resume = self._node.create_client(Trigger, RESUME)
         # Only where an instruction was given: a second publisher beside the recording's own would be refused by its player.
         self._instruction = self._node.create_publisher(String, instruction_topic, LATCHED) if instruction else None
         if self._instruction is not None:
@@ -98,6 +101,10 @@ class Observer:
     def set_driver(self, driver: str) -> Future:
         """Ask command_node for "hold" or "policy". The answer has `success` and `reason`."""
         return self._set_driver.call_async(SetDriver.Request(driver=DRIVERS[driver]))
+
+    def resume_player(self) -> Future | None:
+        """Ask the paused player to begin; None while it is not there yet. Asking again does no harm."""
+        return self._resume.call_async(Trigger.Request()) if self._resume.service_is_ready() else None
 
     def close(self) -> None:
         """Leave ROS. Call it once, from the thread that made this."""

@@ -5,6 +5,7 @@ were recorded as, without decoding.
 | --- | --- | --- |
 | what the recording has and `bags.playback` lets through | as recorded | as recorded |
 | /clock (out) | rosgraph_msgs/Clock | best effort, depth 1, at least 40 Hz, from the first message until `linger_s` after the last |
+| ~/resume (service) | std_srvs/Trigger | with `start_paused`: begin to play. What a service of ros2 bag play with this name does |
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
+from std_srvs.srv import Trigger
 
 from openvla_ros.bags.frames import COMPRESSED_IMAGE, IMAGE
 from openvla_ros.bags.playback import CLOCK, Event, Part, Timeline, choose, left_out
@@ -48,13 +50,15 @@ class PlayOptions:
     loop: bool = False
     clock_hz: float = 100.0
     linger_s: float = 2.0
+    start_paused: bool = False  # nothing is sent, the clock included, before somebody calls ~/resume
     wait_for_subscribers_s: float = 0.0  # longest wait for a reader of the camera before the first message; 0: none
     topics: tuple[str, ...] = ()
     remaps: Mapping[str, str] = field(default_factory=dict)
 
 
-SETTLE_S = 1.0
-"""The reader of a topic may discover its writer later than the writer discovers it; what is sent before that is lost."""
+SETTLE_S = 3.0
+"""The reader of a topic may discover its writer later than the writer discovers it, by one repeated announcement; what is sent
+before that is lost. The writer cannot see it: with `start_paused` the reader's side says when to begin, and nothing is waited for."""
 
 
 class Player(Node):
@@ -69,8 +73,12 @@ class Player(Node):
         self.failure: Exception | None = None
         self.sent: dict[str, int] = {}
         self._stop = threading.Event()
+        self._go = threading.Event()
+        if not options.start_paused:
+            self._go.set()
         self._next_look_s = 0.0  # steady time
         self._time = self.create_publisher(Clock, CLOCK, CLOCK_QUALITY)
+        self.create_service(Trigger, "~/resume", self._on_resume)
         self._played: dict[Topic, tuple[Part, Any]] = {}  # each topic with its publisher
         chosen = choose(recording.topics, options.topics, options.remaps)
         for topic in left_out(recording.topics, chosen) if not options.topics else ():
@@ -90,6 +98,11 @@ class Player(Node):
         self._thread.join(timeout=1.0)
         for _, publisher in self._played.values():
             publisher.wait_for_all_acked(Duration(seconds=0.5))
+
+    def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success, response.message = True, "was playing already" if self._go.is_set() else "begins to play"
+        self._go.set()
+        return response
 
     def _add(self, part: Part) -> None:
         kind = message_class(part.topic.type)
@@ -122,6 +135,7 @@ class Player(Node):
     def _play(self) -> None:
         try:
             self._await_discovery()
+            self._await_resume()
             self._await_subscribers()
             self._timeline.begin(monotonic_ns())
             while not self._stop.is_set() and not self._timeline.finished:
@@ -152,6 +166,10 @@ class Player(Node):
             self._refuse_company()
             self._stop.wait(0.1)
 
+    def _await_resume(self) -> None:
+        while not self._stop.is_set() and not self._go.wait(0.05):
+            self._refuse_company()
+
     def _refuse_company(self) -> None:
         """Two clocks, or a living camera among recorded pictures, would be a mixture that nobody can reason about."""
         if monotonic() < self._next_look_s:
@@ -170,7 +188,8 @@ class Player(Node):
         awaited = cameras or list(self._played.values())
         while self._options.wait_for_subscribers_s > 0 and not self._stop.is_set():
             if any(publisher.get_subscription_count() for _, publisher in awaited):
-                self._stop.wait(SETTLE_S)
+                if not self._options.start_paused:
+                    self._stop.wait(SETTLE_S)
                 return
             if monotonic() > deadline:
                 raise BagError(f"nobody listens to {', '.join(part.heard_as for part, _ in awaited)} after "

@@ -33,6 +33,12 @@ SILENT_S = 1.0
 SILENCE_DEADLINE_S = 15.0
 """Longest wait for that after a recording has ended."""
 
+ANSWER_AGAIN_S = 1.0
+"""Distance of two requests to a service whose answer may have been lost, and that may be asked twice."""
+
+COUNTS_DEADLINE_S = 15.0
+"""Longest wait for both nodes' final counts; each says them once per second."""
+
 HANDOVER_AGAIN_S = 0.1
 """Distance of two requests for the driver while a recording plays: it is refused until the recording's clock runs."""
 
@@ -149,8 +155,21 @@ class Supervisor:
         if plan.player is None:
             self._hand_over_to_robot(observer)
         else:
-            self._start(plan.player)
+            self._begin_recording(observer, plan.player)
         self._run(observer, active_at)
+
+    def _begin_recording(self, observer: Observer, player: Part) -> None:
+        """Start the player, which waits, and let it begin when policy_node has found its camera.
+
+        A frame that is sent before that is lost, and only the reader's side can tell: the writer may know of the reader seconds earlier.
+        """
+        self._start(player)
+        self._wait("starting the recording", lambda: observer.tally.camera_publishers() > 0)
+        answer, ask_at = None, 0.0
+        while answer is None or not answer.done():
+            if monotonic() >= ask_at:  # an answer is lost when it comes before its reader was found: ask again
+                answer, ask_at = observer.resume_player(), monotonic() + ANSWER_AGAIN_S
+            self._look("starting the recording")
 
     def _run(self, observer: Observer, active_at: float) -> None:
         plan = self._plan
@@ -182,7 +201,7 @@ class Supervisor:
     def _transit(self, observer: Observer, transition: str, phase: str) -> None:
         if self._answer(observer.change_state(transition), phase).success:
             return
-        heard = observer.tally.health_messages
+        heard = observer.tally.heard(self._plan.policy.name)
         until = monotonic() + ANSWER_S
         while not (reason := observer.tally.refusal()) and monotonic() < until:  # its diagnostics come once per second
             self._look(phase)
@@ -197,10 +216,12 @@ class Supervisor:
                 raise PartDied(f"command_node still sends commands {SILENCE_DEADLINE_S:g} s after the recording ended; it is stopped now. "
                                "This is a fault: please report it with the logs.")
             self._look("waiting for silence")
-        heard, until = observer.tally.health_messages, monotonic() + ANSWER_S
-        while observer.tally.health_messages < heard + 4 and monotonic() < until:  # the final counts come with the next diagnostics
+        nodes = (self._plan.policy.name, self._plan.command.name)
+        heard, until = {name: observer.tally.heard(name) for name in nodes}, monotonic() + COUNTS_DEADLINE_S
+        # Nothing has come in for a second, so what each says from here on are its final counts.
+        while not (said := all(observer.tally.heard(name) > heard[name] for name in nodes)) and monotonic() < until:
             self._look("collecting")
-        self._complete = True
+        self._complete = said
 
     # ------------------------------------------------------------------ the way down
 

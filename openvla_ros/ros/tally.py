@@ -69,8 +69,7 @@ class Tally:
         self._reported = CommandReport.HOLD  # the driver of the newest report
         self._delta: tuple[float, ...] = ()
         self._health: dict[str, tuple[bytes, str, dict[str, str]]] = {}
-        self.health_messages = 0
-        """How many diagnostics came, so that one can wait for newer ones."""
+        self._heard: Counter[str] = Counter()  # how often each part said how it is
 
     def on_chunk(self, message: ActionChunk, now_s: float) -> None:
         """A chunk came. A stop word of the node (no stages: no inference ran) is no fault."""
@@ -120,7 +119,17 @@ class Tally:
                 if status.name.startswith(ours):
                     values = {pair.key: pair.value for pair in status.values}
                     self._health[status.name] = (status.level, status.message, values)
-                    self.health_messages += 1
+                    self._heard[status.name] += 1
+
+    def heard(self, node: str) -> int:
+        """How often a node said how it is, so that one can wait for newer words."""
+        with self._lock:
+            return max((count for name, count in self._heard.items() if f"/{node}:" in name), default=0)
+
+    def camera_publishers(self) -> int:
+        """How many publishers of its camera policy_node has found, as it last said."""
+        with self._lock:
+            return self._number("camera", "publishers") or 0
 
     @property
     def driver(self) -> str:
@@ -154,7 +163,7 @@ class Tally:
             headline = self._headline(frames_played)
             notes = [note for note in self._part("policy")[2].get("notes", "").split("; ") if note]
             if frames_played is not None and not complete:
-                notes.append("the recording was not played to its end; frames received and inferred are as policy_node last said them")
+                notes.append("the recording's end was not waited for; frames received and inferred are as policy_node last said them")
             elif frames_played is not None and received is not None and received < frames_played:
                 few = frames_played - received <= max(MISSED_AT_START, 0.05 * frames_played)
                 notes.append(f"policy_node received {received} of {frames_played} frames" + (

@@ -211,9 +211,9 @@ def test_a_recording_from_end_to_end(system: Callable[..., System], checkpoint: 
     live.until(lambda: "player" in live.parts())
     assert live.ended() == 0, live.said()
     summary = live.result()
-    assert summary["frames_played"] == 15 and summary["frames_received"] >= 10
+    assert summary["frames_played"] == 15 and summary["frames_received"] >= 12  # each is seen coming; a busy computer may take two at once
     assert summary["chunks"] >= 5 and summary["steps_started"] >= 3 and "error" not in summary
-    assert not any("played to its end" in note for note in summary["notes"])
+    assert not any("was not waited for" in note for note in summary["notes"])
     assert list(summary["latency_ms"])[-1] == "total" and summary["latency_ms"]["decode"]["median"] > 0
     assert any("untrained" in note for note in summary["notes"])
     assert not live.left_over()

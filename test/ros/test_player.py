@@ -132,6 +132,15 @@ def test_a_signal_ends_a_loop_cleanly(start: Start, episode: Path, number: signa
     assert any(later < earlier for earlier, later in pairwise(clocks))  # the loop turned the clock back
 
 
+def test_a_paused_player_sends_nothing_before_it_is_told_to(start: Start, episode: Path) -> None:
+    player = start(*PLAY, str(episode), "--rate", "3", "--start-paused", "--wait-for-subscribers", "30", "--json")
+    listener = start(*LISTEN, json.dumps({IMAGES: "sensor_msgs/msg/CompressedImage"}), "/bag_player/resume")
+    said, heard = ended(player), ended(listener)
+    assert heard["before_resume"] == 0 and heard["resumed"] in ("begins to play", "was playing already")
+    assert said["sent"][IMAGES] == len(heard["messages"][IMAGES]) == 15, "the reader's side knew its writer before it said so"
+    assert heard["messages"][IMAGES] == recorded(episode, IMAGES)
+
+
 def test_two_players_of_one_topic_do_not_go_on(start: Start, episode: Path) -> None:
     """Two clocks are nobody's clock. Whoever notices the other first ends with the reason, however late it notices."""
     players = [start(*PLAY, str(episode), "--rate", "0.5", "--json") for _ in range(2)]

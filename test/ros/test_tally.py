@@ -65,8 +65,18 @@ def test_a_run_that_was_cut_short_has_lost_nothing() -> None:
     tally = Tally()
     tally.on_diagnostics(health("/policy_node: camera", received=1), OURS)
     assert tally.summary(6, complete=False)["notes"] == [
-        "the recording was not played to its end; frames received and inferred are as policy_node last said them"]
+        "the recording's end was not waited for; frames received and inferred are as policy_node last said them"]
     assert tally.summary(None, complete=False)["notes"] == []
+
+
+def test_it_is_known_who_has_spoken_and_what_the_camera_found() -> None:
+    tally = Tally()
+    assert tally.heard("policy_node") == 0 and tally.camera_publishers() == 0
+    tally.on_diagnostics(health("/policy_node: camera", publishers=0), OURS)
+    tally.on_diagnostics(health("/policy_node: policy"), OURS)
+    assert tally.heard("policy_node") == 1, "one message has all of a node's parts"
+    tally.on_diagnostics(health("/policy_node: camera", publishers=1), OURS)
+    assert (tally.heard("policy_node"), tally.heard("command_node"), tally.camera_publishers()) == (2, 0, 1)
 
 
 def report(driver: int, reason: str = "", step: bool = False) -> CommandReport:
