@@ -120,7 +120,7 @@ def test_generate_takes_the_first_of_equal_logits(policy: OpenvlaPolicy) -> None
     logits = torch.zeros(1, 1088)
     logits[0, [900, 800, 1000]] = 1.0
     ids, kept = generate(policy.model, logits, 0, 1, 2, policy.cache)
-    assert ids == [800] and kept.shape == (1, 1088)
+    assert ids == [[800]] and kept.shape == (1, 1, 1088)
 
 
 def test_close_frees_the_weights(policy: OpenvlaPolicy) -> None:

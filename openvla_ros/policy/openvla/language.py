@@ -6,6 +6,7 @@ weights' type, as the released model does.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,12 @@ class KeyValueCache:
         """Memory of the keys and values."""
         per_position = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * dtype.itemsize
         return batch * length * per_position
+
+    def rows(self, count: int) -> KeyValueCache:
+        """The first `count` rows as a cache of their own, in the same memory."""
+        view = copy(self)
+        view.keys, view.values = ([tensor[:count] for tensor in tensors] for tensors in (self.keys, self.values))
+        return view
 
     def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, heads, T, d] at positions start..start+T-1; return views of everything up to there."""

@@ -77,18 +77,27 @@ def never() -> bool:
 
 
 def generate(model: OpenvlaModel, first_logits: Tensor, position: int, count: int, end_id: int, cache: KeyValueCache,
-             stopped: Callable[[], bool] = never) -> tuple[list[int], Tensor]:
-    """Greedy ids (first maximal index on ties), at most `count`, the last one `end_id` if the model ends early.
+             stopped: Callable[[], bool] = never) -> tuple[list[list[int]], Tensor]:
+    """Greedy ids of each row (first maximal index on ties), at most `count`, the last one `end_id` if the model ends early.
 
-    first_logits: [1, vocab] of the prefill; position: where the first generated token will stand. `stopped` is asked before each
-    pass; when it says yes, the ids so far come back. Returns the ids and the float32 logits [steps, vocab] they came from.
+    first_logits: [B, vocab] of the prefill; position: where the first generated token will stand. `stopped` is asked before each
+    pass; when it says yes, the ids so far come back. Returns the ids per row and the float32 logits [steps, B, vocab] they came from;
+    what logits say of a row behind its `end_id` means nothing.
     """
-    logits, ids = [first_logits], [int(first_logits.argmax())]
-    while len(ids) < count and ids[-1] != end_id and not stopped():
-        token = torch.tensor(ids[-1:], device=first_logits.device)
-        logits.append(model.decode(token, position + len(ids) - 1, cache))
-        ids.append(int(logits[-1].argmax()))
-    return ids, torch.cat(logits)
+    logits, tokens = [first_logits], first_logits.argmax(dim=-1)
+    columns = [tokens.tolist()]
+    ended = [token == end_id for token in columns[0]]
+    while len(columns) < count and not all(ended) and not stopped():
+        logits.append(model.decode(tokens, position + len(columns) - 1, cache))
+        tokens = logits[-1].argmax(dim=-1)
+        columns.append(tokens.tolist())
+        ended = [before or token == end_id for before, token in zip(ended, columns[-1], strict=True)]
+    return [cut_behind(list(ids), end_id) for ids in zip(*columns, strict=True)], torch.stack(logits)
+
+
+def cut_behind(ids: list[int], end_id: int) -> list[int]:
+    """The ids up to the first `end_id`, that one included."""
+    return ids[:ids.index(end_id) + 1] if end_id in ids else ids
 
 
 def last_of_sequence(prompt_ids: Sequence[int], generated_ids: Sequence[int], count: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from openvla_ros.contract import ACTION_NAMES, Action, ActionChunk, Check, FloatArray, Observation
-from openvla_ros.errors import InstructionError
+from openvla_ros.errors import InstructionError, NotEnoughMemory
 from openvla_ros.policy.openvla.language import KeyValueCache
+from openvla_ros.policy.openvla.memory import free_bytes
 from openvla_ros.policy.openvla.model import ModelShape, OpenvlaModel, generate, last_of_sequence
 from openvla_ros.policy.openvla.preprocess import ImagePath, Processor
 from openvla_ros.policy.openvla.tokens import ActionTokens, PromptEncoder
@@ -58,39 +59,90 @@ class OpenvlaPolicy:
         self.device, self.dtype = weight.device, weight.dtype
         self.patches = model.shape.towers[0].patches
         self.cache = KeyValueCache(model.shape.decoder, cache_positions(model.shape), self.device, self.dtype)
+        self.batch_cache = self.cache  # grows with the largest batch that came
 
-    @torch.inference_mode()
     def predict(self, observation: Observation, keep_logits: bool = False) -> Prediction:
         """Run the model once, for any action length the statistics have.
 
         Raises InstructionError for a text that is too long or spells a special token. A fault of the model is reported, not raised.
         """
-        self.cancelled.clear()
-        clock = StageClock(self.device)
-        input_ids = self.encode(observation.instruction)
-        frame = self.image_path.apply(observation, self.processor.side)
-        pixels = torch.from_numpy(self.processor.to_pixels(frame)).to(self.device, self.dtype)[None]
-        clock.end("preprocess")
-        patches = self.model.see(pixels)
-        clock.end("vision")
-        logits = self.model.prefill(patches, torch.tensor([input_ids], device=self.device), self.cache)
-        clock.end("prefill")
-        position, count = self.patches + len(input_ids), self.statistics.length
-        generated, all_logits = generate(self.model, logits, position, count, self.end_id, self.cache, self.cancelled.is_set)
-        finite = bool(torch.isfinite(all_logits).all())
-        clock.end("decode")
-        token_ids = last_of_sequence(input_ids, generated, count)
-        normalized = self.tokens.decode(token_ids)
-        return Prediction(tuple(input_ids), tuple(generated), tuple(token_ids), normalized, self.statistics.to_metric(normalized),
-                          self.find_fault(generated, finite), MappingProxyType(clock.stage_ms),
-                          all_logits.cpu().numpy() if keep_logits else None)
+        return self.predict_batch([observation], keep_logits)[0]
 
     def act(self, observation: Observation) -> ActionChunk:
         """One step, or a fault. Raises InstructionError, and ActionError if the statistics are not of one 7-number arm."""
-        prediction = self.predict(observation)
+        return self.to_chunk(observation, self.predict(observation))
+
+    def act_batch(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """What `act` answers to each, in the same order, computed together: for evaluating many episodes at once.
+
+        Rows differ from single runs by rounding only: where two tokens' logits are that close, the other one may win.
+        stage_ms is that of the whole group of equally long prompts. Raises as `act` does, then for the whole batch.
+        """
+        return [self.to_chunk(observation, prediction)
+                for observation, prediction in zip(observations, self.predict_batch(observations), strict=True)]
+
+    def to_chunk(self, observation: Observation, prediction: Prediction) -> ActionChunk:
+        """The answer to one observation. Raises ActionError if the statistics are not of one 7-number arm."""
         steps = () if prediction.fault else (Action.from_vector(prediction.action),)
         return ActionChunk(steps, self.step_s, observation.stamp_ns, observation.instruction, self.name,
                            prediction.generated_ids, prediction.fault, prediction.stage_ms)
+
+    @torch.inference_mode()
+    def predict_batch(self, observations: Sequence[Observation], keep_logits: bool = False) -> list[Prediction]:
+        """`predict` of each, in the same order. Prompts of equal length run together, one group after the other.
+
+        Raises InstructionError before anything ran, NotEnoughMemory if the keys and values of so many rows have no room.
+        """
+        self.cancelled.clear()
+        clock = StageClock(self.device)
+        groups: dict[int, list[int]] = {}
+        prompts = [self.encode(observation.instruction) for observation in observations]
+        for row, prompt in enumerate(prompts):
+            groups.setdefault(len(prompt), []).append(row)
+        predictions: dict[int, Prediction] = {}
+        for rows in groups.values():
+            together = self.predict_group([observations[row] for row in rows], [prompts[row] for row in rows], keep_logits, clock)
+            predictions.update(zip(rows, together, strict=True))
+        return [predictions[row] for row in range(len(observations))]
+
+    def predict_group(self, observations: Sequence[Observation], prompts: Sequence[Sequence[int]], keep_logits: bool,
+                      clock: StageClock) -> list[Prediction]:
+        """One pass over rows whose prompts are equally long."""
+        cache = self.cache_for(len(observations))
+        frames = [self.image_path.apply(observation, self.processor.side) for observation in observations]
+        pixels = torch.from_numpy(np.stack([self.processor.to_pixels(frame) for frame in frames])).to(self.device, self.dtype)
+        clock.end("preprocess")
+        patches = self.model.see(pixels)
+        clock.end("vision")
+        logits = self.model.prefill(patches, torch.tensor(prompts, device=self.device), cache)
+        clock.end("prefill")
+        position, count = self.patches + len(prompts[0]), self.statistics.length
+        answers, all_logits = generate(self.model, logits, position, count, self.end_id, cache, self.cancelled.is_set)
+        finite = torch.isfinite(all_logits).all(dim=-1).cpu().numpy()  # [steps, B]
+        clock.end("decode")
+        stage_ms = clock.take()
+        return [self.to_prediction(prompts[row], generated, bool(finite[:len(generated), row].all()), stage_ms,
+                                   all_logits[:len(generated), row].cpu().numpy() if keep_logits else None)
+                for row, generated in enumerate(answers)]
+
+    def to_prediction(self, prompt: Sequence[int], generated: list[int], finite: bool, stage_ms: Mapping[str, float],
+                      logits: npt.NDArray[np.float32] | None) -> Prediction:
+        """What one row's ids mean. finite: whether its logits were."""
+        token_ids = last_of_sequence(prompt, generated, self.statistics.length)
+        normalized = self.tokens.decode(token_ids)
+        return Prediction(tuple(prompt), tuple(generated), tuple(token_ids), normalized, self.statistics.to_metric(normalized),
+                          self.find_fault(generated, finite), stage_ms, logits)
+
+    def cache_for(self, rows: int) -> KeyValueCache:
+        """Keys and values for so many rows at once. Made for the largest batch so far and kept. Raises NotEnoughMemory."""
+        shape = self.model.shape.decoder
+        if rows > len(self.batch_cache.keys[0]):
+            needed, available = KeyValueCache.count_bytes(shape, self.cache.length, self.dtype, rows), free_bytes(self.device)
+            if needed > available:
+                raise NotEnoughMemory(f"a batch of {rows} needs {needed / 1e9:.2f} GB on {self.device.type} for its keys and values, but "
+                                      f"{available / 1e9:.2f} GB are free. Use smaller batches.")
+            self.batch_cache = KeyValueCache(shape, self.cache.length, self.device, self.dtype, rows)
+        return self.cache if rows == 1 else self.batch_cache.rows(rows)
 
     def cancel(self) -> None:
         """End the inference in progress at its next decode pass, with a fault. Nothing in progress: no effect."""
@@ -143,7 +195,7 @@ class OpenvlaPolicy:
 
     def close(self) -> None:
         """Free weights and cache, GPU memory included. A second call does nothing."""
-        for name in ("model", "cache"):
+        for name in ("model", "cache", "batch_cache"):
             self.__dict__.pop(name, None)
         gc.collect()
         if self.device.type == "cuda":
@@ -164,6 +216,11 @@ class StageClock:
         now = time.perf_counter()
         self.stage_ms[stage] = (now - self.last) * 1000.0
         self.last = now
+
+    def take(self) -> Mapping[str, float]:
+        """The stages since the last call, which are forgotten here."""
+        taken, self.stage_ms = MappingProxyType(self.stage_ms), dict[str, float]()
+        return taken
 
 
 def compare(name: str, one: Prediction, other: Prediction, broken: str) -> Check:
