@@ -191,14 +191,16 @@ def count_tokens(words: Iterable[str]) -> int:
 def text_pieces(words: Iterable[str]) -> tuple[list[str], list[str]]:
     """(tokens that text can become, in the order of their ids; merges that make them).
 
-    Special tokens, bytes, the space mark, printable ASCII, then each word, letter by letter from its beginning.
+    Special tokens, bytes, the space mark, printable ASCII, then each word, letter by letter from its beginning. Words of the prompt
+    that begin a line have no space mark in front.
     """
     pieces = dict.fromkeys([*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), EMPTY_TOKEN, *map(chr, range(33, 127))])
     merges: dict[str, None] = {}
     prompt_words = [word for prompt in PROMPTS.values() for word in prompt.replace("{instruction}", "").split()]
-    for word in dict.fromkeys([*words, *prompt_words]):
-        start = EMPTY_TOKEN
-        for letter in word:
+    spaced = dict.fromkeys(EMPTY_TOKEN + word for word in [*words, *prompt_words])
+    line_starts = dict.fromkeys(line.split()[0] for prompt in PROMPTS.values() for line in prompt.splitlines()[1:])  # no space in front
+    for start, *letters in [*spaced, *line_starts]:
+        for letter in letters:
             merges[f"{start} {letter}"] = None
             pieces[start := start + letter] = None
     return list(pieces), list(merges)
