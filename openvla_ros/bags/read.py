@@ -102,14 +102,17 @@ class Recording:
         """Its topics in words, for error messages."""
         return ", ".join(f"{topic.name} ({topic.type}, {topic.count})" for topic in self.topics)
 
-    def messages(self, topics: Sequence[Topic]) -> Iterator[Raw]:
-        """The messages of these topics in log-time order. Raises BagError where the file is damaged."""
+    def messages(self, topics: Sequence[Topic], start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Raw]:
+        """The messages of these topics in log-time order. Raises BagError where the file is damaged.
+
+        start_ns, stop_ns: only those logged in [start, stop); found by the recording's index where it has one.
+        """
         chosen = {id(connection): topic for topic in topics for connection in self._connections[(topic.name, topic.type)]}
         connections = [connection for topic in topics for connection in self._connections[(topic.name, topic.type)]]
         if not connections:
             return
         try:
-            for connection, log_ns, data in self._reader.messages(connections=connections):
+            for connection, log_ns, data in self._reader.messages(connections, start_ns, stop_ns):
                 yield Raw(chosen[id(connection)], int(log_ns), bytes(data))
         except Exception as error:  # the library meets damaged bytes with many kinds of exceptions
             raise BagError(f"recording {self.path} is damaged: {_words(error)}. {REPAIR}") from error

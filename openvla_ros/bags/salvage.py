@@ -86,12 +86,13 @@ class Salvage:
                 self.start_time, self.end_time = min(self.start_time, file.start_ns), max(self.end_time, file.end_ns + 1)
             self.message_count += file.counts.total()
 
-    def messages(self, connections: Sequence[Any]) -> Iterator[tuple[Any, int, bytes]]:
-        """Messages in the order of the files, those of a chunk by log time."""
+    def messages(self, connections: Sequence[Any], start: int | None = None, stop: int | None = None) -> Iterator[tuple[Any, int, bytes]]:
+        """Messages logged in [start, stop) in the order of the files, those of a chunk by log time. Without an index all is read."""
         for number, file in enumerate(self._files):
             chosen = {connection.id: connection for connection in connections if connection.owner == number}
             if chosen:
-                yield from ((chosen[channel], log_ns, data) for channel, log_ns, data in file.messages(chosen))
+                yield from ((chosen[channel], log_ns, data) for channel, log_ns, data in file.messages(chosen)
+                            if (start is None or log_ns >= start) and (stop is None or log_ns < stop))
 
     def close(self) -> None:
         """Close the files."""
