@@ -168,6 +168,15 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """How a policy came to a chunk: enough to say, when two answers differ, where they parted."""
+
+    input_ids: tuple[int, ...]  # the prompt as the model read it
+    pixels: str  # digest of the numbers that the towers saw
+    margins: tuple[float, ...]  # at each token: its logit minus that of the best other one
+
+
+@dataclass(frozen=True)
 class ReceivedChunk:
     """A chunk as it came over the wire, not judged yet. frame_id: frame of its deltas."""
 

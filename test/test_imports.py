@@ -25,6 +25,8 @@ MAY_USE: dict[str, set[str] | None] = {
     "simulation": FOUNDATION,
     "training": FOUNDATION | {"bags", "policy", "simulation", "observation"},
     "ros": {*FOUNDATION, "observation", "policy", "action", "bags", "simulation"},
+    "regression": {*FOUNDATION, "observation", "policy", "action", "bags"},
+    "pytest_plugin": {"errors", "regression"},
     "cli": None,
 }
 
@@ -42,6 +44,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("openvla_ros/policy/openvla",),
     "flash_attn": ("openvla_ros/policy/openvla",),
     "rosbags": ("openvla_ros/bags",),
+    "mcap": ("openvla_ros/bags",),
     "pinocchio": ("openvla_ros/action/kinematics.py",),
     "mujoco": ("openvla_ros/simulation",),
     # Left out on purpose (DESIGN: the model is native torch; no code from a checkpoint).

@@ -7,9 +7,14 @@ newest frame that was logged before it, and only the first action after a frame 
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +34,12 @@ ACTION_TOPICS = ("/teleop/action7", "/teleop/action")
 
 ACTION_WITHIN_NS = SECOND_NS
 """An action logged later than this after its frame belongs to no frame."""
+
+OTHER_CLOCK_NS = 60 * SECOND_NS
+"""Stamps that lie further than this from the time of recording come from another clock."""
+
+DECODERS = 4
+"""Most threads that decode pictures ahead: more than a disk can feed."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +68,46 @@ class Frame:
     jpeg: bool
     recorded: FloatArray | None
     fault: str = ""
+    marks: Marks | None = None  # only where asked for
+
+
+class Marks(NamedTuple):
+    """Digests that tell two frames apart without keeping them: of the message as it was recorded, and of its pixels ("": none)."""
+
+    message: str
+    picture: str
 
 
 @dataclass
 class Tally:
-    """What a pass over a recording left out, counted while it goes."""
+    """What a pass over a recording left out or found odd, counted while it goes."""
 
     images: int = 0
     without_instruction: int = 0
     actions: int = 0
     unmatched_actions: int = 0
     faults: dict[str, int] = field(default_factory=dict)
+    stamps_back: int = 0  # header stamps that lie before the stamp of the frame before
+    other_clock: int = 0  # header stamps that lie OTHER_CLOCK_NS away from the time of recording
+    last_stamp_ns: int = 0
+
+    def look_at_clock(self, frame: Frame) -> None:
+        """Count what is odd about a frame's stamp."""
+        self.stamps_back += frame.stamp_ns < self.last_stamp_ns
+        self.other_clock += abs(frame.stamp_ns - frame.log_ns) > OTHER_CLOCK_NS
+        self.last_stamp_ns = frame.stamp_ns
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know about the clocks of the recording."""
+        notes = []
+        if self.stamps_back:
+            notes.append(f"{self.stamps_back} header stamps go back: two cameras on one topic, or a clock that was set while recording. "
+                         "Frames are taken in the order in which they were recorded")
+        if self.other_clock:
+            notes.append(f"{self.other_clock} header stamps are more than {OTHER_CLOCK_NS // SECOND_NS} s away from the time of recording: "
+                         "camera and recorder have different clocks. Synchronise them (chrony), or use one use_sim_time for both")
+        return tuple(notes)
 
 
 def select(recording: Recording, image_topic: str = "", instruction: str = "", instruction_topic: str = "",
@@ -91,43 +131,82 @@ def select(recording: Recording, image_topic: str = "", instruction: str = "", i
 
 
 def frames(recording: Recording, selection: Selection, tally: Tally | None = None, stride: int = 1,
-           limit: int = 0) -> Iterator[Frame]:
-    """The frames that a policy would be shown, in log order; holds one picture at a time.
+           limit: int = 0, ahead: int = 0, marks: bool = False) -> Iterator[Frame]:
+    """The frames that a policy would be shown, in log order.
 
-    stride: every so many-th image only. limit: end after so many frames, 0 for all. Frames before the first instruction
-    and while it is empty are counted in `tally`, not given. Raises BagError, and InstructionError for a recorded
-    instruction that may not be shown to a model.
+    stride: every so many-th image only. limit: end after so many frames, 0 for all. ahead: so many pictures are decoded in
+    threads while the caller looks at earlier ones; that many and one are in memory. marks: give each frame its digests.
+    Frames before the first instruction and while it is empty are counted in `tally`, not given. Raises BagError, and
+    InstructionError for a recorded instruction that may not be shown to a model.
     """
     tally = tally if tally is not None else Tally()
+    for frame in _decoded(recording, _shown(recording, selection, tally, stride, limit), ahead, marks):
+        if frame.fault:
+            tally.faults[frame.fault] = tally.faults.get(frame.fault, 0) + 1
+        tally.look_at_clock(frame)
+        yield frame
+
+
+class _Shown(NamedTuple):
+    """A frame that is not decoded yet. number: as Frame.index."""
+
+    number: int
+    raw: Raw
+    instruction: str
+    recorded: FloatArray | None
+
+
+def _shown(recording: Recording, selection: Selection, tally: Tally, stride: int, limit: int) -> Iterator[_Shown]:
+    """Each image with the instruction before it and the action after it."""
     topics = [topic for topic in (selection.image, selection.instruction, selection.action) if topic]
-    pending: tuple[int, Raw, str] | None = None  # index, message and instruction of the frame that waits for its action
-    recorded: FloatArray | None = None
+    pending: _Shown | None = None  # waits for its action
     instruction, given = selection.fixed_instruction, 0
     for raw in recording.messages(topics):
         if raw.topic is selection.instruction:
-            instruction = check_instruction(str(recording.decode(raw).data))
+            with _as_defined(recording, raw.topic):
+                instruction = check_instruction(str(recording.decode(raw).data))
         elif raw.topic is selection.action:
             tally.actions += 1
-            if pending is None or recorded is not None or raw.log_ns - pending[1].log_ns > ACTION_WITHIN_NS:
+            if pending is None or pending.recorded is not None or raw.log_ns - pending.raw.log_ns > ACTION_WITHIN_NS:
                 tally.unmatched_actions += 1
             else:
-                recorded = _action(recording.decode(raw), raw.topic)
+                with _as_defined(recording, raw.topic):
+                    pending = pending._replace(recorded=_action(recording.decode(raw), raw.topic))
         else:
             if pending is not None:
-                yield _frame(recording, *pending, recorded, tally)
+                yield pending
                 given += 1
-            pending, recorded = None, None
+            pending = None
             if limit and given >= limit:
                 return
             index, tally.images = tally.images, tally.images + 1
             if index % stride:
                 continue
             if instruction:
-                pending = (index, raw, instruction)
+                pending = _Shown(index, raw, instruction, None)
             else:
                 tally.without_instruction += 1
     if pending is not None:
-        yield _frame(recording, *pending, recorded, tally)
+        yield pending
+
+
+def _decoded(recording: Recording, shown: Iterator[_Shown], ahead: int, marks: bool) -> Iterator[Frame]:
+    if not ahead:
+        yield from (_frame(recording, one, marks) for one in shown)
+        return
+    waiting: deque[Future[Frame]] = deque()
+    # Pillow and hashlib let go of the interpreter lock while they work, so threads are enough.
+    with ThreadPoolExecutor(min(DECODERS, len(os.sched_getaffinity(0))), "decode") as pool:
+        try:
+            for one in shown:
+                waiting.append(pool.submit(_frame, recording, one, marks))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def image_of(message: Any, kind: str) -> tuple[ByteArray, bool]:
@@ -137,17 +216,34 @@ def image_of(message: Any, kind: str) -> tuple[ByteArray, bool]:
     return decode_raw(message.data, message.height, message.width, message.encoding, message.step), False
 
 
-def _frame(recording: Recording, index: int, raw: Raw, instruction: str, recorded: FloatArray | None, tally: Tally) -> Frame:
-    message = recording.decode(raw)
-    stamp = message.header.stamp
-    stamp_ns = int(stamp.sec) * SECOND_NS + int(stamp.nanosec) or raw.log_ns
+def _frame(recording: Recording, shown: _Shown, marks: bool) -> Frame:
+    number, raw, instruction, recorded = shown
     rgb, jpeg, fault = None, False, ""
+    with _as_defined(recording, raw.topic):
+        message = recording.decode(raw)
+        stamp = message.header.stamp
+        stamp_ns = int(stamp.sec) * SECOND_NS + int(stamp.nanosec) or raw.log_ns
+        try:
+            rgb, jpeg = image_of(message, raw.topic.type)
+        except ImageError as error:  # one broken picture must not hide the rest of the day
+            fault = str(error)
+    seen = Marks(digest(raw.data), "" if rgb is None else digest(np.ascontiguousarray(rgb))) if marks else None
+    return Frame(number, stamp_ns, raw.log_ns, instruction, rgb, jpeg, recorded, fault, seen)
+
+
+def digest(data: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of a contiguous buffer: to tell contents apart, not to keep anybody out."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@contextmanager
+def _as_defined(recording: Recording, topic: Topic) -> Iterator[None]:
+    """A field that the recording's own definition of a type lacks becomes a BagError."""
     try:
-        rgb, jpeg = image_of(message, raw.topic.type)
-    except ImageError as error:  # one broken picture must not hide the rest of the day
-        fault = str(error)
-        tally.faults[fault] = tally.faults.get(fault, 0) + 1
-    return Frame(index, stamp_ns, raw.log_ns, instruction, rgb, jpeg, recorded, fault)
+        yield
+    except AttributeError as error:
+        raise BagError(f"topic {topic.name} of {recording.path} was recorded with another definition of {topic.type} than the usual one: "
+                       f"{error}. Convert the recording to the usual definition, or choose another topic.") from error
 
 
 def _action(message: Any, topic: Topic) -> FloatArray:

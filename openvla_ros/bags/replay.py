@@ -1,6 +1,7 @@
 """A recording and a policy in, what the policy would have done out: frame by frame, offline, the same every time.
 
 The policy sees every frame in order, however long it takes; nothing is dropped and no clock is read except to measure.
+Pictures pass through, a few at a time; what is kept of a frame is about a kilobyte.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter_ns
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from openvla_ros.bags.frames import Frame, Selection, Tally, frames
+from openvla_ros.bags.frames import Frame, Marks, Selection, Tally, frames
 from openvla_ros.bags.read import Recording
-from openvla_ros.contract import ACTION_NAMES, FloatArray, Observation, Policy
+from openvla_ros.contract import ACTION_NAMES, ActionChunk, Evidence, FloatArray, Observation, Policy
 from openvla_ros.errors import BagError
 
 ACTION_UNITS = ("m", "m", "m", "rad", "rad", "rad", "0..1")
@@ -33,6 +36,25 @@ class ReplayedFrame:
     recorded: FloatArray | None  # [7], NaN where the recording does not say
     fault: str
     stage_ms: Mapping[str, float]
+    marks: Marks | None = None  # of the frame, where asked for
+    evidence: Evidence | None = None  # where the policy gives it
+    log_ns: int = 0  # when it was recorded
+
+
+@runtime_checkable
+class BatchPolicy(Protocol):
+    """A policy that can look at several frames at once."""
+
+    def act_batch(self, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
+        """What `act` answers to each, but for rounding."""
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """A policy that also says how it came to its answers."""
+
+    def testify(self, observations: Sequence[Observation]) -> Sequence[tuple[ActionChunk, Evidence]]:
+        """What `act` answers to each, but for rounding, with its evidence."""
 
 
 @dataclass(frozen=True)
@@ -79,39 +101,61 @@ class Replay:
 
 
 def replay(recording: Recording, selection: Selection, policy: Policy, stride: int = 1, limit: int = 0,
-           on_frame: Callable[[ReplayedFrame], None] | None = None) -> Replay:
+           on_frame: Callable[[ReplayedFrame], None] | None = None, batch: int = 1, marks: bool = False,
+           on_picture: Callable[[Frame, ReplayedFrame], None] | None = None) -> Replay:
     """Show the frames of a recording to a policy.
 
-    on_frame: called after each frame, for a progress bar. Raises BagError when no frame could be shown at all, and what
-    the policy raises.
+    batch: so many frames at once, for a policy that can; the others see one after the other. marks: keep the frames' digests.
+    on_frame: called after each frame, for a progress bar; on_picture: the same, with the frame while its picture is at hand.
+    Raises BagError when no frame could be shown at all, and what the policy raises.
     """
     tally = Tally()
     seen: list[ReplayedFrame] = []
-    for frame in run(policy, frames(recording, selection, tally, stride, limit)):
-        seen.append(frame)
+    for frame, answer in run(policy, frames(recording, selection, tally, stride, limit, ahead=max(8, 2 * batch), marks=marks), batch):
+        seen.append(answer)
+        if on_picture:
+            on_picture(frame, answer)
         if on_frame:
-            on_frame(frame)
+            on_frame(answer)
     if not seen:
         raise BagError(f"no frame of {recording.path} could be shown to the policy: {tally.images} images, "
                        f"{tally.without_instruction} of them before an instruction. Give one with --instruction.")
-    return Replay(recording.name, policy.name, tuple(policy.notes), selection.image.name,
+    return Replay(recording.name, policy.name, (*policy.notes, *recording.notes, *tally.notes), selection.image.name,
                   selection.instruction.name if selection.instruction else "",
                   selection.action.name if selection.action else "", tuple(seen), tally)
 
 
-def run(policy: Policy, shown: Iterator[Frame]) -> Iterator[ReplayedFrame]:
-    """The policy's answer to each frame; a frame whose picture is broken is answered by its fault."""
-    for frame in shown:
-        if frame.rgb is None:
-            yield ReplayedFrame(frame.index, frame.stamp_ns, frame.instruction, (), None, frame.recorded, frame.fault, {})
-            continue
+def run(policy: Policy, shown: Iterator[Frame], batch: int = 1) -> Iterator[tuple[Frame, ReplayedFrame]]:
+    """Each frame with the policy's answer to it; a frame whose picture is broken is answered by its fault."""
+    while some := list(islice(shown, batch)):
+        asked = [Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg) for frame in some if frame.rgb is not None]
         begun_ns = perf_counter_ns()
-        chunk = policy.act(Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg))
-        stage_ms = {**chunk.stage_ms, "total": (perf_counter_ns() - begun_ns) / 1e6}
-        action = chunk.steps[0].to_vector() if chunk.steps else None
-        fault = chunk.fault or ("" if chunk.steps else "the policy answered without a step")
-        yield ReplayedFrame(frame.index, frame.stamp_ns, frame.instruction, tuple(chunk.token_ids), action, frame.recorded, fault,
-                            stage_ms)
+        answers = iter(ask(policy, asked) if asked else ())
+        share_ms = (perf_counter_ns() - begun_ns) / 1e6 / max(1, len(asked))
+        for frame in some:
+            yield frame, _unanswered(frame) if frame.rgb is None else _answered(frame, *next(answers), share_ms)
+
+
+def ask(policy: Policy, observations: Sequence[Observation]) -> Sequence[tuple[ActionChunk, Evidence | None]]:
+    """The answers to some frames, in order, together where the policy can."""
+    if isinstance(policy, Witness):
+        return policy.testify(observations)
+    if len(observations) > 1 and isinstance(policy, BatchPolicy):
+        return [(chunk, None) for chunk in policy.act_batch(observations)]
+    return [(policy.act(observation), None) for observation in observations]
+
+
+def _unanswered(frame: Frame) -> ReplayedFrame:
+    return ReplayedFrame(frame.index, frame.stamp_ns, frame.instruction, (), None, frame.recorded, frame.fault, {}, frame.marks,
+                         log_ns=frame.log_ns)
+
+
+def _answered(frame: Frame, chunk: ActionChunk, evidence: Evidence | None, share_ms: float) -> ReplayedFrame:
+    """total: the frame's share of the time for its batch, which is what counts for a long recording."""
+    action = chunk.steps[0].to_vector() if chunk.steps else None
+    fault = chunk.fault or ("" if chunk.steps else "the policy answered without a step")
+    return ReplayedFrame(frame.index, frame.stamp_ns, frame.instruction, tuple(chunk.token_ids), action, frame.recorded, fault,
+                         {**chunk.stage_ms, "total": share_ms}, frame.marks, evidence, frame.log_ns)
 
 
 def dimension_errors(seen: Sequence[ReplayedFrame]) -> tuple[DimensionError, ...]:
