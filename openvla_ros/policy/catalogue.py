@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from openvla_ros.contract import STEP_S, Policy
-from openvla_ros.errors import ConfigurationError, DependencyMissing
+from openvla_ros.errors import CheckpointError, ConfigurationError, DependencyMissing
 from openvla_ros.policy.scripted import ScriptedPolicy
 from openvla_ros.policy.statistics import only_key
 from openvla_ros.share import share_folder
@@ -21,7 +21,16 @@ from openvla_ros.share import share_folder
 SCRIPTED = "scripted"
 """The checkpoint name of the policy that needs no weights (see `policy/scripted.py`)."""
 
-ACCEPTED_CHECKPOINTS = ("a folder with config.json and *.safetensors, a Hugging Face hub name such as openvla/openvla-7b, "
+DEFAULT = "default"
+"""The checkpoint name of the small trained policy in this package, and the name of its profile. A folder of that name is ./default."""
+
+DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints" / DEFAULT
+
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
+"""Without these the default checkpoint does not load."""
+
+ACCEPTED_CHECKPOINTS = (f"the word {DEFAULT!r} (the small policy that comes with this package), a folder with config.json and "
+                        "*.safetensors, a Hugging Face hub name such as openvla/openvla-7b, "
                         f"or the word {SCRIPTED!r}")
 
 PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
@@ -44,7 +53,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 class PolicySettings:
     """How to load and run one policy. Raises ConfigurationError for a value outside its choices or range.
 
-    checkpoint: a folder in the published Hugging Face layout, a hub name such as `openvla/openvla-7b`, or `scripted`.
+    checkpoint: `default`, a folder in the published Hugging Face layout, a hub name such as `openvla/openvla-7b`, or `scripted`.
     unnorm_key: action statistics to use, such as `bridge_orig`; empty is allowed when the checkpoint has only one.
     resize: `direct` gives the camera frame to the model's own resize (as the released server does), `bridge` does the
         JPEG 95 + Lanczos3 resize of the BridgeData evaluation before that.
@@ -85,6 +94,15 @@ class PolicySettings:
             raise ConfigurationError(f"policy setting threads is {self.threads}, expected 0 (torch chooses) to 1024.")
 
 
+def default_checkpoint() -> Path:
+    """The folder of the checkpoint that is shipped in the package. Raises CheckpointError if a file of it is not there."""
+    absent = [name for name in CHECKPOINT_FILES if not (DEFAULT_FOLDER / name).is_file()]
+    if absent:
+        raise CheckpointError(f"the default checkpoint {DEFAULT_FOLDER} lacks {', '.join(absent)}. Install the package again, or make "
+                              "the checkpoint with: openvla-ros train-default, and name the folder that it writes.")
+    return DEFAULT_FOLDER
+
+
 def profile_names() -> tuple[str, ...]:
     """The policies that `config/policies/` describes."""
     return tuple(sorted(path.stem for path in (share_folder() / "config" / "policies").glob("*.yaml")))
@@ -94,9 +112,12 @@ def read_profile(name: str, **overrides: Any) -> PolicySettings:
     """Settings from `config/policies/<name>.yaml` or from a file path that ends in .yaml; `overrides` win.
 
     An override of "" is none. Another checkpoint that has statistics under one key only is used with that key, unless
-    `unnorm_key` is given: the profile's key belongs to the profile's checkpoint.
+    `unnorm_key` is given: the profile's key belongs to the profile's checkpoint. The checkpoint `default` brings its own profile
+    along in place of another named one, because the small model works with no other image path.
     Raises ConfigurationError for an unknown profile, an unreadable file, unknown fields or values out of range.
     """
+    if overrides.get("checkpoint") == DEFAULT and not name.endswith(".yaml"):
+        name = DEFAULT
     path = Path(name).expanduser() if name.endswith(".yaml") else share_folder() / "config" / "policies" / f"{name}.yaml"
     if not path.is_file():
         raise ConfigurationError(f"no policy profile {name!r} at {path}; there are {', '.join(profile_names())}. "
@@ -111,7 +132,8 @@ def read_profile(name: str, **overrides: Any) -> PolicySettings:
         raise ConfigurationError(f"policy profile {path} holds {came}, expected only {', '.join(sorted(known))}.")
     given = {name: value for name, value in overrides.items() if value != ""}
     if "checkpoint" in given and "unnorm_key" not in given:
-        given["unnorm_key"] = only_key(str(given["checkpoint"])) or content.get("unnorm_key", "")
+        folder = str(DEFAULT_FOLDER if given["checkpoint"] == DEFAULT else given["checkpoint"])
+        given["unnorm_key"] = only_key(folder) or content.get("unnorm_key", "")
     return PolicySettings(**{"checkpoint": "", **content, **given})
 
 

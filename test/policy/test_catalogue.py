@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from openvla_ros.contract import Observation
 from openvla_ros.errors import CheckpointError, ConfigurationError
+from openvla_ros.policy import catalogue
 from openvla_ros.policy.catalogue import CHOICES, PolicySettings, load_policy, profile_names, read_profile
 
 
@@ -31,10 +33,53 @@ def test_values_out_of_range_or_of_wrong_type_are_refused(wrong: dict[str, objec
 
 
 def test_every_profile_in_config_is_valid() -> None:
-    assert set(profile_names()) >= {"openvla-7b", "openvla-v01-7b"}
+    assert set(profile_names()) >= {"default", "openvla-7b", "openvla-v01-7b"}
+    expected = {"default": ("default", "widowx_sim", "direct")}
     for name in profile_names():
         settings = read_profile(name, device="cpu")
-        assert settings.unnorm_key == "bridge_orig" and settings.resize == "bridge" and settings.device == "cpu"
+        assert settings.device == "cpu"
+        said = settings.checkpoint, settings.unnorm_key, settings.resize
+        assert said == expected.get(name, (f"openvla/{name}", "bridge_orig", "bridge"))
+
+
+def test_the_default_checkpoint_brings_its_profile_along(tmp_path: Path) -> None:
+    own = read_profile("default")
+    assert read_profile("openvla-7b", checkpoint="default") == own
+    assert read_profile("openvla-7b", checkpoint="default", dtype="bfloat16") == replace(own, dtype="bfloat16")
+    path = tmp_path / "mine.yaml"
+    path.write_text("checkpoint: openvla/openvla-7b\nresize: bridge\n")
+    assert read_profile(str(path), checkpoint="default").resize == "bridge", "a file of one's own says what it says"
+
+
+def test_an_incomplete_default_checkpoint_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "DEFAULT_FOLDER", tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"lacks model\.safetensors, preprocessor_config\.json, tokenizer\.json.*train-default"):
+        load_policy(PolicySettings("default"))
+
+
+def test_a_folder_called_default_does_not_stand_in_for_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalogue, "DEFAULT_FOLDER", tmp_path / "shipped")
+    with pytest.raises(CheckpointError, match="shipped lacks"):
+        load_policy(PolicySettings("default"))
+    with pytest.raises(CheckpointError, match=r"default has no config\.json"):
+        load_policy(PolicySettings("./default"))
+
+
+@pytest.mark.skipif(not (catalogue.DEFAULT_FOLDER / "model.safetensors").is_file(), reason="the default checkpoint is not trained yet")
+def test_the_default_checkpoint_is_ready_to_drive() -> None:
+    policy = load_policy(read_profile("default", device="cpu"), progress=False)
+    assert policy.name == "default" and policy.step_s == 0.2 and policy.notes == ()
+    assert [check.name for check in policy.self_test() if not check.passed] == []
+    assert sum(path.stat().st_size for path in catalogue.DEFAULT_FOLDER.iterdir()) < 12e6
+    card = (catalogue.DEFAULT_FOLDER / "README.md").read_text()
+    assert "7B" in card and "seed" in card.lower()
+    still = np.full((128, 128, 3), 127, dtype=np.uint8)
+    for instruction in ("pick up the red block", "bring me a coffee", "\u4e2d \u2603", "z" * 256):
+        chunk = policy.act(Observation(still, instruction, 0))
+        assert (len(chunk.steps) == 1) != bool(chunk.fault)
 
 
 def test_profile_errors(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -54,7 +99,7 @@ def test_profile_errors(tmp_path) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("name", ["nothing here", "./no-such-folder", "/no/such/folder"])
 def test_unknown_checkpoint_lists_what_is_accepted(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"folder with config\.json.*openvla/openvla-7b.*scripted"):
+    with pytest.raises(CheckpointError, match=r"default.*folder with config\.json.*openvla/openvla-7b.*scripted"):
         load_policy(PolicySettings(name))
 
 

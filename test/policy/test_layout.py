@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,9 @@ def test_a_checkpoint_that_could_not_be_loaded_is_not_written(tmp_path: Path) ->
             (tensors, (*WORDS, "banana"), r"the words take \d+ tokens.*vocab_size of at least \d+")):
         with pytest.raises((CheckpointError, ConfigurationError), match=message):
             write_checkpoint(tmp_path / "small", SHAPE, wrong, words, "mine", STATISTICS, "")
+    turned = replace(SHAPE, decoder=replace(SHAPE.decoder, rope_theta=100.0))
+    with pytest.raises(CheckpointError, match=r"cannot say .*rope_theta=100\.0"):
+        write_checkpoint(tmp_path / "small", turned, tensors, WORDS, "mine", STATISTICS, "")
     with pytest.raises(CheckpointError, match="q99 is below q01"):
         write_checkpoint(tmp_path / "small", SHAPE, tensors, WORDS, "mine", {"action": {"q01": [1.0], "q99": [0.0]}}, "")
     assert list(tmp_path.iterdir()) == []

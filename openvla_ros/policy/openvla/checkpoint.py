@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from openvla_ros.errors import CheckpointError, NotEnoughMemory
-from openvla_ros.policy.catalogue import ACCEPTED_CHECKPOINTS
+from openvla_ros.policy.catalogue import ACCEPTED_CHECKPOINTS, DEFAULT, default_checkpoint
 from openvla_ros.policy.openvla.configuration import Shapes, unused_shapes
 from openvla_ros.policy.openvla.language import KeyValueCache
 from openvla_ros.policy.openvla.memory import free_bytes
@@ -40,10 +40,12 @@ class TensorSource(Protocol):
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: `name` itself, or a hub snapshot that is fetched when it is not in the cache yet.
+    """The folder of a checkpoint: the shipped one, `name` itself, or a hub snapshot that is fetched when it is not in the cache yet.
 
     Raises CheckpointError that says what is accepted.
     """
+    if name == DEFAULT:
+        return default_checkpoint()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

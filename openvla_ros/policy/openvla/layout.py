@@ -20,7 +20,7 @@ from torch import Tensor
 
 from openvla_ros.errors import CheckpointError, ConfigurationError
 from openvla_ros.policy.openvla.checkpoint import check_fit, shape_table
-from openvla_ros.policy.openvla.configuration import Shapes, unused_shapes
+from openvla_ros.policy.openvla.configuration import Shapes, read_configuration, unused_shapes
 from openvla_ros.policy.openvla.model import ModelShape, OpenvlaModel
 from openvla_ros.policy.openvla.preprocess import Processor, parse_processor
 from openvla_ros.policy.openvla.tokens import EMPTY_TOKEN, PROMPTS, ActionTokens, PromptEncoder
@@ -58,10 +58,16 @@ def write_checkpoint(folder: Path, shape: ModelShape, tensors: Mapping[str, Tens
         raise CheckpointError(f"{folder} exists already. {advice}.")
     check_statistics(key, statistics)
     stored = {name: store(name, tensors[name], dtype) for name in sorted(tensors)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     with torch.device("meta"):
-        check_fit(OpenvlaModel(shape), {name: tuple(tensor.shape) for name, tensor in stored.items()})
+        check_fit(OpenvlaModel(shape), shapes)
+    config = describe_model(shape, key, statistics, dtype, untrained)
+    read_back = read_configuration(folder, config, shapes).shape
+    if read_back != shape:
+        raise CheckpointError(f"config.json of the published layout cannot say {shape}: a loader would read {read_back}. Take heads that "
+                              "divide the width, and leave head_dim and rope_theta as they are.")
     descriptions = {
-        "config.json": describe_model(shape, key, statistics, dtype, untrained),
+        "config.json": config,
         "preprocessor_config.json": describe_processor(shape),
         "tokenizer.json": describe_tokenizer(words, vocabulary_size(shape)),
         "generation_config.json": {"bos_token_id": BEGIN_ID, "eos_token_id": END_ID, "pad_token_id": vocabulary_size(shape)},
@@ -146,9 +152,8 @@ def describe_model(shape: ModelShape, key: str, statistics: Mapping[str, Any], d
         "text_config": {"model_type": "llama", "vocab_size": decoder.vocab_size, "hidden_size": decoder.hidden_size,
                         "intermediate_size": decoder.intermediate_size, "num_hidden_layers": decoder.num_hidden_layers,
                         "num_attention_heads": decoder.num_attention_heads, "num_key_value_heads": decoder.num_key_value_heads,
-                        "head_dim": decoder.head_dim, "rope_theta": decoder.rope_theta, "rms_norm_eps": decoder.rms_norm_eps,
-                        "max_position_embeddings": decoder.max_position_embeddings, "pad_token_id": vocabulary_size(shape),
-                        "torch_dtype": stored_as},
+                        "rms_norm_eps": decoder.rms_norm_eps, "max_position_embeddings": decoder.max_position_embeddings,
+                        "pad_token_id": vocabulary_size(shape), "torch_dtype": stored_as},
         "norm_stats": {key: dict(statistics)},
     }
 
@@ -199,8 +204,9 @@ def text_pieces(words: Iterable[str]) -> tuple[list[str], list[str]]:
     prompt_words = [word for prompt in PROMPTS.values() for word in prompt.replace("{instruction}", "").split()]
     spaced = dict.fromkeys(EMPTY_TOKEN + word for word in [*words, *prompt_words])
     line_starts = dict.fromkeys(line.split()[0] for prompt in PROMPTS.values() for line in prompt.splitlines()[1:])  # no space in front
-    for start, *letters in [*spaced, *line_starts]:
-        for letter in letters:
+    for word in [*spaced, *line_starts]:
+        start = word[0]
+        for letter in word[1:]:
             merges[f"{start} {letter}"] = None
             pieces[start := start + letter] = None
     return list(pieces), list(merges)

@@ -50,7 +50,7 @@ def load_openvla(settings: PolicySettings, progress: bool | None = None) -> Open
         torch.set_num_threads(settings.threads)
     with progress_bar(folder.name, progress) as report:
         load_weights(model, source, device, dtype, settings.quantization, report)
-    name = folder.resolve().name if Path(settings.checkpoint).expanduser().is_dir() else settings.checkpoint
+    name = folder.resolve().name if folder == Path(settings.checkpoint).expanduser() else settings.checkpoint
     notes = (NOTES[settings.quantization], UNTRAINED if configuration.untrained else "")
     return OpenvlaPolicy(name, model, prompt, processor, ImagePath(settings.resize, settings.rotate_180, settings.centre_crop),
                          ActionTokens(configuration.vocabulary, configuration.bins), statistics, settings.step_s,
