@@ -5,6 +5,7 @@ What needs what is said by extras, because one source serves unlike computers:
 - `pip install openvla-ros` gives the contract, the command side, the image path and the command line. It needs neither
   torch nor ROS, so a robot computer that only runs command_node does not carry gigabytes of it.
 - `pip install openvla-ros[policy]` adds what loads and runs a model: the choice for a GPU server.
+- `pip install openvla-ros[policy,simulation]` is enough to see the small shipped policy at work in this process.
 - `pip install openvla-ros[all]`, which `make setup` does, is a development machine without a ROS installation.
 
 On a robot with ROS 2 from apt the dependencies come from package.xml through rosdep; colcon does not read these lists.
@@ -45,9 +46,12 @@ EXTRAS = {
     # quantization:=int8 and nf4
     "quantization": ["bitsandbytes>=0.45"],
     # Read and write recordings without ROS, and plot what was found in them.
-    "bags": ["rosbags>=0.11.9", "matplotlib>=3.5"],
+    "bags": ["rosbags>=0.11.9", "mcap>=1.6", "matplotlib>=3.5"],
     # Inverse kinematics of the real arm.
     "kinematics": ["pin>=3.0"],
+    # The tabletop, its camera and plots of what happened there; no OpenGL. mujoco-core (physics alone, 9 MB) begins with 4.0 and
+    # Python 3.11; for Python 3.10 there is the whole package only. Before 3.17 mj_multiRay gives no normals, so no pictures.
+    "simulation": ["mujoco-core>=4.0; python_version >= '3.11'", "mujoco>=3.17; python_version < '3.11'", "matplotlib>=3.5"],
     # ROS 2 Jazzy itself, where no ROS is installed (x86_64 Linux). [fastrtps] is the middleware: it cannot be left out.
     "ros-wheels": ["ros-jazzy-rclpy[fastrtps]", "ros-jazzy-common-interfaces"],
     # Tests, lint, types, and a colcon build without apt.
@@ -57,7 +61,6 @@ EXTRAS = {
         "mypy>=1.10",
         "ruff>=0.5",
         "types-PyYAML",
-        "mcap>=1.1",
         "mcap-ros2-support>=0.5",
         "catkin_pkg>=1.0",
         "cmake>=3.21",
@@ -77,6 +80,7 @@ EXTRAS = {
     ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+EXTRAS["viewer"] = ["rerun-sdk>=0.20"]  # --rerun; not in `all`: it is large, and nothing else needs it
 
 
 def version() -> str:
@@ -114,6 +118,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["checkpoints/default/*"]},
     data_files=share_files(),
     install_requires=CORE,
     extras_require=EXTRAS,
@@ -123,6 +128,7 @@ setup(
             "openvla-ros = openvla_ros.cli.app:main",
             "policy_node = openvla_ros.ros.policy_node:main",
             "command_node = openvla_ros.ros.command_node:main",
+            "simulation_node = openvla_ros.ros.simulation_node:main",
         ],
     },
 )
