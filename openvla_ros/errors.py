@@ -60,3 +60,7 @@ class SelfTestFailed(OpenvlaRosError):
 
 class BagError(OpenvlaRosError):
     """A recording is missing, truncated, empty, or lacks what the command needs."""
+
+
+class TrainingError(OpenvlaRosError):
+    """Training cannot go on: it diverged, its state is damaged or of another run, or it did not learn what it should."""
