@@ -18,7 +18,7 @@ import pytest
 Command = list[str | Path]
 Talk = Callable[[Command], Path]
 
-EXECUTABLES = ("openvla-ros", "policy_node", "command_node")
+EXECUTABLES = ("openvla-ros", "policy_node", "command_node", "simulation_node")
 PACKAGE_TYPES = {"openvla_ros": "ament_python", "openvla_msgs": "ament_cmake"}
 WHERE = """
 import importlib.metadata, json, openvla_ros, openvla_ros.share
@@ -86,8 +86,10 @@ def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def modules(source: Path) -> set[str]:
-    return {path.relative_to(source).as_posix() for path in (source / "openvla_ros").rglob("*.py")}
+def package_files(source: Path) -> set[str]:
+    """Every module, and the checkpoint that is shipped."""
+    package = source / "openvla_ros"
+    return {path.relative_to(source).as_posix() for path in [*package.rglob("*.py"), *(package / "checkpoints" / "default").glob("*")]}
 
 
 # --- what the tree says of itself
@@ -130,7 +132,7 @@ def test_wheel_holds_every_module_and_data_file(source: Path, installed_by_pip: 
     wheel, = (source.parent / "wheels").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert modules(source) == {name for name in names if name.startswith("openvla_ros/")}
+    assert package_files(source) == {name for name in names if name.startswith("openvla_ros/")}
     assert not [name for name in names if name.startswith(("test/", "msg/"))]
     assert share_files(source) == files_below(installed_by_pip / "share/openvla_ros")
     assert (installed_by_pip / "share/ament_index/resource_index/packages/openvla_ros").is_file()
@@ -169,6 +171,7 @@ def test_colcon_installs_what_ros2_run_and_launch_need(source: Path, built_by_co
     for name in EXECUTABLES:
         assert os.access(prefix / "lib/openvla_ros" / name, os.X_OK), name
     assert share_files(source) <= files_below(prefix / "share/openvla_ros")
+    assert package_files(source) <= files_below(prefix / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages")
     assert (prefix / "share/ament_index/resource_index/packages/openvla_ros").is_file()
     definitions = files_below(built_by_colcon / "openvla_msgs/share/openvla_msgs")
     assert {"msg/ActionChunk.msg", "srv/SetDriver.srv", "action/ExecuteInstruction.action", "package.xml"} <= definitions
