@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mujoco
 import numpy as np
+import numpy.typing as npt
 
 from openvla_ros.contract import ByteArray, FloatArray
 from openvla_ros.errors import ConfigurationError
@@ -47,7 +48,7 @@ class Camera:
         model = tabletop.model
         geoms, distances_m, normals = _cast(tabletop, EYE_M, self._rays)
         table = model.geom("table").id
-        colours = model.geom_rgba[geoms, :3]  # the background is the table's colour too: geom -1 is never lit differently
+        colours = model.geom_rgba[geoms, :3]
         colours[geoms < 0] = model.geom_rgba[table, :3]
         to_lamp = LIGHT_M - (EYE_M + distances_m[:, None] * self._rays)
         to_lamp /= np.sqrt(np.einsum("ij,ij->i", to_lamp, to_lamp))[:, None]
@@ -55,7 +56,8 @@ class Camera:
         lying = (geoms == table) | (geoms == model.geom("plate").id)
         light[lying] *= self._shadow(tabletop)[lying]
         shaded = np.minimum(colours * light[:, None], 1.0)
-        return (shaded * 255.0 + 0.5).astype(np.uint8).reshape(self.height, self.width, 3)
+        picture: ByteArray = (shaded * 255.0 + 0.5).astype(np.uint8).reshape(self.height, self.width, 3)
+        return picture
 
     def project(self, point_m: FloatArray) -> tuple[float, float]:
         """Column and row of the pixel at which a point [3] is seen, as fractions: (0, 0) is the middle of the first pixel."""
@@ -73,7 +75,7 @@ class Camera:
         return shadow
 
 
-def _cast(tabletop: Tabletop, origin_m: FloatArray, rays: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _cast(tabletop: Tabletop, origin_m: FloatArray, rays: FloatArray) -> tuple[npt.NDArray[np.int32], FloatArray, FloatArray]:
     """What each ray [N, 3] hits first: number of the geom (-1: nothing), distance in lengths of the ray, and normal [N, 3]."""
     count = len(rays)
     geoms, distances_m, normals = np.empty(count, np.int32), np.empty(count), np.empty((count, 3))
@@ -109,7 +111,8 @@ def _shadow_rays() -> FloatArray:
     """[cells^2, 3] from the lamp to the middle of each cell of the table."""
     x_m, y_m = (low + (np.arange(SHADOW_CELLS) + 0.5) * (high - low) / SHADOW_CELLS for low, high in (SHADOW_X_M, SHADOW_Y_M))
     cells = np.stack([*np.meshgrid(x_m, y_m, indexing="ij"), np.zeros((SHADOW_CELLS, SHADOW_CELLS))], axis=-1).reshape(-1, 3)
-    return cells - LIGHT_M
+    rays: FloatArray = cells - LIGHT_M
+    return rays
 
 
 def _shadow_lookup(table_m: FloatArray) -> tuple[FloatArray, FloatArray]:

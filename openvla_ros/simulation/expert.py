@@ -24,9 +24,9 @@ LIFTED_M = 0.15
 """Height of the tool where a picked block is shown."""
 
 SLOPE, FUNNEL_M = 3.0, 0.004
-"""Walls of the funnel over a goal: so steep, from so far beside it on."""
+"""Walls of the funnel over a goal: so steep, from so far beside it on. A place to let go may be missed by more."""
 
-GRASP_M, CLOSING_RISE_M = 0.006, 0.010
+GRASP_M, CLOSING_RISE_M = 0.008, 0.010
 """Height of the tool over the centre of a block where it closes, and how much higher it is when it has closed on it."""
 
 CLOSE_XY_M, CLOSE_Z_M = 0.010, 0.009
@@ -35,8 +35,14 @@ CLOSE_XY_M, CLOSE_Z_M = 0.010, 0.009
 GRIPPED = 0.55
 """Opening of the fingers around a block."""
 
-RELEASE_M, RELEASE_XY_M = 0.003, 0.015
-"""Room under a block that is let go, and how far beside the middle of the plate that may be."""
+RELEASE_M, RELEASE_XY_M, RELEASE_Z_M = 0.003, 0.020, 0.009
+"""Room under a block that is let go, how far beside the middle of the plate that may be, and how much higher."""
+
+LOWEST_M = 0.024
+"""Height of the tool over the table at which the finger tips still clear the plate by 5 mm: pressed on it, they could not open."""
+
+EASE_M = 0.006
+"""The hand rises a little while the fingers open, for the same reason."""
 
 DROP_M = 0.012
 """Room under a block that was taken by mistake when it is let go."""
@@ -54,19 +60,19 @@ def act(state: SceneState, task: Task) -> Action:
         return _lift(state) if task.kind == "pick" else _carry(state, task.colour)
     block_m = state.blocks[task.colour]
     if task.kind == "reach":
-        return _toward(state, block_m + (0.0, 0.0, HOVER_M), 1.0)
+        return _toward(state, _above(block_m, HOVER_M), 1.0)
     return _grasp(state, block_m)
 
 
 def _grasp(state: SceneState, block_m: FloatArray) -> Action:
-    grasp_m = block_m + (0.0, 0.0, GRASP_M)
+    grasp_m = _above(block_m, GRASP_M)
     closed = min(1.0, (1.0 - state.opening) / (1.0 - GRIPPED))  # 1: on a block
     beside_m = float(np.hypot(*(state.tool_m - grasp_m)[:2]))
     above_m = state.tool_m[2] - grasp_m[2]
     if beside_m < CLOSE_XY_M + 0.004 * closed and above_m < CLOSE_Z_M + 1.4 * CLOSING_RISE_M * closed and state.opening > GRIPPED - 0.15:
-        return _toward(state, grasp_m + (0.0, 0.0, CLOSING_RISE_M * closed), 0.0)
+        return _toward(state, _above(grasp_m, CLOSING_RISE_M * closed), 0.0)
     if state.opening < OPENED:  # it missed, or has just let go: not onto the block with closed fingers
-        grasp_m = grasp_m + (0.0, 0.0, HOVER_M)
+        grasp_m = _above(grasp_m, HOVER_M)
     return _toward(state, grasp_m, 1.0)
 
 
@@ -82,27 +88,30 @@ def _carry(state: SceneState, colour: str) -> Action:
 def _put_down(state: SceneState, colour: str, where_m: FloatArray, room_m: float) -> Action:
     """Bring a held block down to `room_m` over the table at a place, and let it go."""
     below_m = state.tool_m[2] - state.blocks[colour][2] + BLOCK_EDGE_M / 2.0  # from the tool to the block's underside
-    goal_m = np.array([*where_m, below_m + room_m])
-    there = np.hypot(*(state.tool_m - goal_m)[:2]) < RELEASE_XY_M and state.tool_m[2] - goal_m[2] < 0.008
-    return _toward(state, goal_m, 1.0 if there else 0.0)
+    goal_m = np.array([*where_m, max(LOWEST_M, below_m + room_m)])
+    there = np.hypot(*(state.tool_m - goal_m)[:2]) < RELEASE_XY_M and state.tool_m[2] - goal_m[2] < RELEASE_Z_M
+    return _toward(state, goal_m, 1.0 if there else 0.0, 0.6 * RELEASE_XY_M)
 
 
 def _leave(state: SceneState) -> Action:
     """Open, then straight up: first the fingers, then the hand."""
     opened = float(np.clip((state.opening - 0.65) / 0.2, 0.0, 1.0)) if not state.held else 0.0
-    goal_m = state.tool_m.copy()
-    goal_m[2] += opened * (TRAVEL_M - goal_m[2])
-    return _step(state, goal_m, 1.0)
+    rise_m = EASE_M + opened * (TRAVEL_M - EASE_M - state.tool_m[2])
+    return _step(state, _above(state.tool_m, rise_m), 1.0)
 
 
-def _toward(state: SceneState, goal_m: FloatArray, gripper: float) -> Action:
+def _toward(state: SceneState, goal_m: FloatArray, gripper: float, funnel_m: float = FUNNEL_M) -> Action:
     """Through the funnel over a goal: high while far beside it, sideways only as far as the height allows."""
     beside_m = float(np.hypot(*(state.tool_m - goal_m)[:2]))
-    wanted_z_m = max(goal_m[2], min(TRAVEL_M, goal_m[2] + SLOPE * max(0.0, beside_m - FUNNEL_M)))
+    wanted_z_m = max(goal_m[2], min(TRAVEL_M, goal_m[2] + SLOPE * max(0.0, beside_m - funnel_m)))
     too_low_m = wanted_z_m - state.tool_m[2]
     sideways = float(np.clip(1.0 - (too_low_m - 0.015) / 0.03, 0.0, 1.0))
     waypoint_m = np.array([*(state.tool_m[:2] + sideways * (goal_m - state.tool_m)[:2]), wanted_z_m])
     return _step(state, waypoint_m, gripper)
+
+
+def _above(point_m: FloatArray, height_m: float) -> FloatArray:
+    return np.array([point_m[0], point_m[1], point_m[2] + height_m])
 
 
 def _step(state: SceneState, goal_m: FloatArray, gripper: float) -> Action:

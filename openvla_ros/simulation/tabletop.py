@@ -34,7 +34,8 @@ ELBOW_UP = np.array([0.0, -0.4, 0.4, 0.0, 1.5, 0.0])
 RGBA: Mapping[str, tuple[float, float, float, float]] = {
     "red": (0.86, 0.13, 0.12, 1.0), "green": (0.13, 0.62, 0.20, 1.0), "blue": (0.12, 0.29, 0.86, 1.0), "yellow": (0.97, 0.80, 0.08, 1.0),
     "plate": (0.97, 0.97, 0.98, 1.0), "table": (0.62, 0.52, 0.42, 1.0),
-    "tip_left": (0.95, 0.15, 0.85, 1.0), "tip_right": (0.05, 0.85, 0.90, 1.0), "arm": (0.23, 0.24, 0.27, 1.0), "hand": (0.36, 0.38, 0.42, 1.0),
+    "arm": (0.23, 0.24, 0.27, 1.0), "hand": (0.36, 0.38, 0.42, 1.0),
+    "tip_left": (0.95, 0.15, 0.85, 1.0), "tip_right": (0.05, 0.85, 0.90, 1.0),
 }
 
 STIFFNESS_NM_RAD, ARMATURE_KG_M2 = (400.0, 400.0, 400.0, 100.0, 100.0, 50.0), (0.1, 0.1, 0.1, 0.02, 0.02, 0.01)
@@ -144,7 +145,7 @@ class Tabletop:
         mujoco.mj_forward(self._model, self._data)
 
     def set_arm_target(self, positions_rad: Sequence[float] | FloatArray) -> None:
-        """Where the six joints are to go; beyond a limit they go to it. Raises StateError for another number of joints, NaN and infinity."""
+        """Where the six joints are to go; beyond a limit they go to it. Raises StateError for another count, NaN and infinity."""
         wanted = np.asarray(positions_rad, dtype=np.float64)
         if wanted.shape != (len(ARM_JOINTS),) or not np.isfinite(wanted).all():
             raise StateError(f"targets of the joints are {wanted.tolist()}, expected {len(ARM_JOINTS)} finite numbers: "
@@ -277,17 +278,16 @@ def _model() -> Any:
     _furnish_arm(spec)
     _motorise(spec)
     world, box, cylinder = spec.worldbody, mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
-    loose: dict[str, Any] = {"contype": LOOSE_BITS, "conaffinity": ARM_BITS | LOOSE_BITS, "condim": 4}
-    world.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[5.0, 5.0, 0.1], rgba=RGBA["table"],
-                   friction=[TABLE_FRICTION, 0.005, 0.0001], **loose)
+    loose: dict[str, Any] = {"contype": LOOSE_BITS, "conaffinity": ARM_BITS | LOOSE_BITS, "condim": 4, "solref": [0.01, 1.0]}
+    flat: dict[str, Any] = {"friction": [TABLE_FRICTION, 0.005, 0.0001], "priority": 2, **loose}  # for the rubber of the fingers too
+    world.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[5.0, 5.0, 0.1], rgba=RGBA["table"], **flat)
     for colour in COLOURS:
         block = world.add_body(name=colour)
         block.add_freejoint(name=colour)
         block.add_geom(name=colour, type=box, size=[BLOCK_EDGE_M / 2.0] * 3, mass=BLOCK_KG, rgba=RGBA[colour],
                        friction=[TABLE_FRICTION, 0.005, 0.0001], **loose)
     plate = world.add_body(name="plate", mocap=True)
-    plate.add_geom(name="plate", type=cylinder, size=[PLATE_RADIUS_M, PLATE_HEIGHT_M / 2.0, 0.0], rgba=RGBA["plate"],
-                   friction=[TABLE_FRICTION, 0.005, 0.0001], **loose)
+    plate.add_geom(name="plate", type=cylinder, size=[PLATE_RADIUS_M, PLATE_HEIGHT_M / 2.0, 0.0], rgba=RGBA["plate"], **flat)
     return spec.compile()
 
 
@@ -310,7 +310,7 @@ def _furnish_arm(spec: Any) -> None:
         length = 0.02
         finger.add_geom(name=f"tip_{side}", type=mujoco.mjtGeom.mjGEOM_BOX, rgba=RGBA[f"tip_{side}"], contype=0, conaffinity=0, mass=0.0,
                         size=[length / 2.0 + 0.001, pad.size[1] + 0.001, pad.size[2] + 0.001],
-                        pos=pad.pos + [pad.size[0] - length / 2.0, 0.0, 0.0])
+                        pos=np.add(pad.pos, (pad.size[0] - length / 2.0, 0.0, 0.0)))
 
 
 def _motorise(spec: Any) -> None:

@@ -36,7 +36,7 @@ PICKED_M = 0.08
 PLACED_XY_M = 0.05
 """A block that was put on the plate is so near to its centre."""
 
-PLACED_Z_M = PLATE_HEIGHT_M + 0.75 * BLOCK_EDGE_M
+PLACED_Z_M = PLATE_HEIGHT_M + 0.85 * BLOCK_EDGE_M
 """The centre of a block that lies on the plate is lower, even when it stands on an edge; of one on top of another it is higher."""
 
 OPENED = 0.8
