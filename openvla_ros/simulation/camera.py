@@ -41,6 +41,7 @@ class Camera:
         self._rays = np.ascontiguousarray(_directions(width, height))  # [H W, 3]
         to_table_m = np.where(self._rays[:, 2] < -1e-9, -EYE_M[2] / np.minimum(self._rays[:, 2], -1e-9), np.inf)
         self._corners, self._weights = _shadow_lookup(EYE_M[:2] + to_table_m[:, None] * self._rays[:, :2])
+        self._to_lamp_m = LIGHT_M - EYE_M
         self._shadow_rays = np.ascontiguousarray(_shadow_rays())
 
     def picture(self, tabletop: Tabletop) -> ByteArray:
@@ -50,13 +51,13 @@ class Camera:
         table = model.geom("table").id
         colours = model.geom_rgba[geoms, :3]
         colours[geoms < 0] = model.geom_rgba[table, :3]
-        to_lamp = LIGHT_M - (EYE_M + distances_m[:, None] * self._rays)
-        to_lamp /= np.sqrt(np.einsum("ij,ij->i", to_lamp, to_lamp))[:, None]
-        light = AMBIENT + DIFFUSE * np.maximum(0.0, np.einsum("ij,ij->i", normals, to_lamp))
+        to_lamp = self._to_lamp_m - distances_m[:, None] * self._rays
+        facing = np.einsum("ij,ij->i", normals, to_lamp) / np.sqrt(np.einsum("ij,ij->i", to_lamp, to_lamp))
+        light = AMBIENT + DIFFUSE * np.maximum(0.0, facing)
         lying = (geoms == table) | (geoms == model.geom("plate").id)
         light[lying] *= self._shadow(tabletop)[lying]
-        shaded = np.minimum(colours * light[:, None], 1.0)
-        picture: ByteArray = (shaded * 255.0 + 0.5).astype(np.uint8).reshape(self.height, self.width, 3)
+        shaded = colours * (255.0 * light[:, None]).astype(np.float32) + np.float32(0.5)
+        picture: ByteArray = np.minimum(shaded, 255.0, out=shaded).astype(np.uint8).reshape(self.height, self.width, 3)
         return picture
 
     def project(self, point_m: FloatArray) -> tuple[float, float]:
