@@ -26,7 +26,7 @@ PICTURE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def main(
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint folder, or a Hugging Face hub name such as openvla/openvla-7b.")],
+    checkpoint: Annotated[str, typer.Option(help="'default', a checkpoint folder, or a hub name such as openvla/openvla-7b.")],
     image: Annotated[Path, typer.Option(help="Picture: PNG, JPEG, ... or a .npy file with uint8 \\[height, width, 3], red first.")],
     instruction: Annotated[str, typer.Option(help='What to do, in plain words: "put the spoon on the towel".')],
     unnorm_key: Annotated[str, typer.Option(help="Action statistics to use, such as bridge_orig. Optional where there is only one.")] = "",

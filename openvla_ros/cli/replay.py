@@ -19,7 +19,7 @@ from openvla_ros.policy.catalogue import load_policy, read_profile
 
 def main(
     bag: Path = typer.Argument(..., help="rosbag2 folder, .mcap or .db3 file."),
-    checkpoint: str = typer.Option(..., help="Checkpoint folder, Hugging Face hub name, or 'scripted'."),
+    checkpoint: str = typer.Option(..., help="'default' (shipped), a checkpoint folder, a Hugging Face hub name, or 'scripted'."),
     unnorm_key: str = typer.Option("", help="Action statistics to use; empty: the checkpoint's only ones, else the profile's."),
     output: Path = typer.Option(None, help="Folder for replay.json and replay.png.  \\[default: replay-<bag name>]"),
     instruction: str = typer.Option("", help="Use this instruction instead of the recorded ones."),

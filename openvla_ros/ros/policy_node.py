@@ -42,8 +42,8 @@ UNCONFIGURED_ONLY = "before configure"
 PARAMETERS = (
     Parameter("policy", "openvla-7b", "Policy profile: a name in config/policies or the path of a .yaml file. It sets the "
               "image path and the prompt.", locked=UNCONFIGURED_ONLY),
-    Parameter("checkpoint", "", "Folder with config.json and *.safetensors, a hub name, or 'scripted'; empty: as the profile "
-              "says.", locked=UNCONFIGURED_ONLY),
+    Parameter("checkpoint", "", "'default' (the shipped small policy), a folder with config.json and *.safetensors, a hub name, "
+              "or 'scripted'; empty: as the profile says.", locked=UNCONFIGURED_ONLY),
     Parameter("unnorm_key", "", "Action statistics to un-normalise with, such as bridge_orig; empty: the only ones of the "
               "checkpoint, else as the profile says.",
               locked=UNCONFIGURED_ONLY),
@@ -55,7 +55,8 @@ PARAMETERS = (
               "says.", choices=("", *QUANTIZATIONS), locked=UNCONFIGURED_ONLY),
     Parameter("attention", "", "Attention kernel; flash needs flash-attn; empty: as the profile says.",
               choices=("", *ATTENTIONS), locked=UNCONFIGURED_ONLY),
-    Parameter("threads", 0, "CPU threads of torch; 0: all cores but one, which command_node needs to tick in time.",
+    Parameter("threads", 0, "CPU threads of torch; 0: as the profile says, else all cores but one, which command_node needs to "
+              "tick in time.",
               low=0, high=1024, locked=UNCONFIGURED_ONLY),
     Parameter("self_test", True, "At configure, prove that picture and instruction reach the action, and that one action is "
               "fast enough.", locked=UNCONFIGURED_ONLY),
@@ -129,9 +130,10 @@ class PolicyNode(ManagedNode):
     def _configure(self) -> None:
         self._refusal = self._frame_problem = self._last_fault = ""
         values = read(self, PARAMETERS)
-        threads = int(values["threads"]) or max(1, len(os.sched_getaffinity(0)) - 1)
-        settings = read_profile(str(values["policy"]), threads=threads, **{name: values[name] for name in (
+        settings = read_profile(str(values["policy"]), **{name: values[name] for name in (
             "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention")})
+        spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
+        settings = replace(settings, threads=int(values["threads"]) or settings.threads or spare_cores)
         self._base_frame, self._max_age_s = str(values["base_frame"]), float(values["max_observation_age_s"])
         if not self._base_frame:
             raise ConfigurationError("parameter 'base_frame' is empty. Name the frame of the robot's base, such as "
