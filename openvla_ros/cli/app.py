@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib import import_module
 
 import typer
@@ -22,11 +23,12 @@ COMMANDS = ("run", "teleop", "predict", "play", "replay", "doctor", "bench", "ma
 """Each is the function `main` of `openvla_ros/cli/<name with underscores>.py`. They import torch and ROS late."""
 
 
-def build() -> typer.Typer:
-    """The command tree. Its `--help` is the shortest manual of the package."""
+def build(names: Sequence[str]) -> typer.Typer:
+    """The command tree with these commands. With all of them its `--help` is the shortest manual of the package."""
     app = typer.Typer(name="openvla-ros", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
                       help="A vision-language-action model in charge of a real robot arm, on ROS 2.")
-    for name in COMMANDS:
+    app.callback()(lambda: None)  # else typer makes the only command of a tree its root, and its name an unknown argument
+    for name in names:
         module = import_module(f"openvla_ros.cli.{name.replace('-', '_')}")
         app.command(name)(module.main)
     return app
@@ -40,8 +42,9 @@ def main() -> None:
 def answer(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     as_json = "--json" in arguments
+    asked = [name for name in arguments[:1] if name in COMMANDS]  # importing the others would take half of the start-up
     try:
-        result = build()(arguments, prog_name="openvla-ros", standalone_mode=False)
+        result = build(asked or COMMANDS)(arguments, prog_name="openvla-ros", standalone_mode=False)
     except OpenvlaRosError as error:
         return refuse(str(error), as_json)
     except UsageError as error:

@@ -10,7 +10,7 @@ import pytest
 
 from openvla_ros.cli import app
 
-LATE = ("torch", "transformers", "rclpy", "openvla_msgs", "matplotlib")
+LATE = ("torch", "transformers", "rclpy", "openvla_msgs", "matplotlib", "mujoco")
 
 
 @pytest.mark.parametrize("arguments", [
@@ -52,6 +52,13 @@ def test_help_shows_and_imports_nothing_heavy(arguments: list[str], clean_enviro
     done = subprocess.run([sys.executable, "-c", code], env=clean_environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Usage: openvla-ros" in done.stdout and "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_command_does_not_wait_for_the_others(clean_environment: dict[str, str]) -> None:
+    code = ("import sys; from openvla_ros.cli import app; app.answer(['make-checkpoint', '--help']); "
+            "loaded = [name for name in app.COMMANDS if 'openvla_ros.cli.' + name.replace('-', '_') in sys.modules]; "
+            "sys.exit(loaded != ['make-checkpoint'])")
+    assert subprocess.run([sys.executable, "-c", code], env=clean_environment, capture_output=True, timeout=60).returncode == 0
 
 
 def test_without_a_command_the_help_is_shown(clean_environment: dict[str, str]) -> None:
