@@ -163,6 +163,11 @@ def dimension_errors(seen: Sequence[ReplayedFrame]) -> tuple[DimensionError, ...
     pairs = [(frame.action, frame.recorded) for frame in seen if frame.action is not None and frame.recorded is not None]
     predicted = np.array([action for action, _ in pairs]).reshape(-1, len(ACTION_NAMES))
     recorded = np.array([action for _, action in pairs]).reshape(-1, len(ACTION_NAMES))
+    return action_errors(predicted, recorded)
+
+
+def action_errors(predicted: FloatArray, recorded: FloatArray) -> tuple[DimensionError, ...]:
+    """Statistics of the one minus the other, both [n, 7], over the pairs of finite numbers of each dimension."""
     return tuple(_errors(name, unit, predicted[:, column], recorded[:, column])
                  for column, (name, unit) in enumerate(zip(ACTION_NAMES, ACTION_UNITS, strict=True)))
 

@@ -33,8 +33,8 @@ def write_report(replay: Replay, folder: Path) -> tuple[Path, Path]:
     json_path, picture_path = folder / JSON_NAME, folder / PICTURE_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(picture_path, lambda path: draw(replay, path))
-        _write_whole(json_path, lambda path: path.write_text(content + "\n", encoding="utf-8"))
+        write_whole(picture_path, lambda path: draw(replay, path))
+        write_whole(json_path, lambda path: path.write_text(content + "\n", encoding="utf-8"))
     except OSError as error:
         raise BagError(f"the report cannot be written to {folder}: {error}. Choose another --output.") from error
     return json_path, picture_path
@@ -167,7 +167,8 @@ def _numbers(values: FloatArray | None) -> list[float | None] | None:
     return None if values is None else [float(value) if math.isfinite(value) else None for value in values]
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it there at once: a reader meets the old one or the new one, never a part."""
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     unfinished = Path(name)
