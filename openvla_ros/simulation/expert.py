@@ -67,7 +67,7 @@ def act(state: SceneState, task: Task) -> Action:
 def _grasp(state: SceneState, block_m: FloatArray) -> Action:
     grasp_m = _above(block_m, GRASP_M)
     closed = min(1.0, (1.0 - state.opening) / (1.0 - GRIPPED))  # 1: on a block
-    beside_m = float(np.hypot(*(state.tool_m - grasp_m)[:2]))
+    beside_m = _beside_m(state.tool_m, grasp_m)
     above_m = state.tool_m[2] - grasp_m[2]
     if beside_m < CLOSE_XY_M + 0.004 * closed and above_m < CLOSE_Z_M + 1.4 * CLOSING_RISE_M * closed and state.opening > GRIPPED - 0.15:
         return _toward(state, _above(grasp_m, CLOSING_RISE_M * closed), 0.0)
@@ -89,7 +89,7 @@ def _put_down(state: SceneState, colour: str, where_m: FloatArray, room_m: float
     """Bring a held block down to `room_m` over the table at a place, and let it go."""
     below_m = state.tool_m[2] - state.blocks[colour][2] + BLOCK_EDGE_M / 2.0  # from the tool to the block's underside
     goal_m = np.array([*where_m, max(LOWEST_M, below_m + room_m)])
-    there = np.hypot(*(state.tool_m - goal_m)[:2]) < RELEASE_XY_M and state.tool_m[2] - goal_m[2] < RELEASE_Z_M
+    there = _beside_m(state.tool_m, goal_m) < RELEASE_XY_M and state.tool_m[2] - goal_m[2] < RELEASE_Z_M
     return _toward(state, goal_m, 1.0 if there else 0.0, 0.6 * RELEASE_XY_M)
 
 
@@ -102,12 +102,17 @@ def _leave(state: SceneState) -> Action:
 
 def _toward(state: SceneState, goal_m: FloatArray, gripper: float, funnel_m: float = FUNNEL_M) -> Action:
     """Through the funnel over a goal: high while far beside it, sideways only as far as the height allows."""
-    beside_m = float(np.hypot(*(state.tool_m - goal_m)[:2]))
+    beside_m = _beside_m(state.tool_m, goal_m)
     wanted_z_m = max(goal_m[2], min(TRAVEL_M, goal_m[2] + SLOPE * max(0.0, beside_m - funnel_m)))
     too_low_m = wanted_z_m - state.tool_m[2]
     sideways = float(np.clip(1.0 - (too_low_m - 0.015) / 0.03, 0.0, 1.0))
     waypoint_m = np.array([*(state.tool_m[:2] + sideways * (goal_m - state.tool_m)[:2]), wanted_z_m])
     return _step(state, waypoint_m, gripper)
+
+
+def _beside_m(one_m: FloatArray, other_m: FloatArray) -> float:
+    """Distance on the table. Along x it counts for less: the fingers are wide there, and close along y."""
+    return float(np.hypot(0.7 * (one_m[0] - other_m[0]), one_m[1] - other_m[1]))
 
 
 def _above(point_m: FloatArray, height_m: float) -> FloatArray:

@@ -29,6 +29,9 @@ PLATE_APART_M = 0.105
 START_M, START_SPREAD_M = (0.26, 0.0, 0.17), (0.06, 0.10, 0.04)
 """The tool starts straight down, within the spread of this point on each axis."""
 
+YAW_RAD = 0.35
+"""Blocks are turned by up to this to either side. So far the closing fingers turn them straight; near 45 degrees they jam on two edges."""
+
 PRESENT = 3
 """So many of the four blocks are there."""
 
@@ -62,7 +65,7 @@ def layout(seed: int) -> Layout:
         places = random.uniform(low, high, size=(PRESENT + 1, 2))
         if (np.linalg.norm(places[:, None] - places[None], axis=-1) >= apart_m).all():
             break
-    yaws = random.uniform(-np.pi / 4.0, np.pi / 4.0, size=PRESENT)
+    yaws = random.uniform(-YAW_RAD, YAW_RAD, size=PRESENT)
     start_m = np.array(START_M) + random.uniform(-1.0, 1.0, size=3) * START_SPREAD_M
     return Layout(blocks={colour: np.array([*place, BLOCK_EDGE_M / 2.0]) for colour, place in zip(present, places[1:], strict=True)},
                   yaws_rad={colour: float(yaw) for colour, yaw in zip(present, yaws, strict=True)},
