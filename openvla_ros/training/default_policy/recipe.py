@@ -1,0 +1,67 @@
+"""The numbers of the default policy's training: a fixed amount of work, so that the same command makes the same policy anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from openvla_ros.training.default_policy.collect import Driving
+from openvla_ros.training.loop import Schedule
+
+
+@dataclass(frozen=True)
+class Round:
+    """At update `step` the policy as it is then drives, and `frames` more frames are labelled (DAgger)."""
+
+    step: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what is learned, besides the seed.
+
+    The first `picture_steps` updates ask the picture's questions only, at a third of the cost; then come `steps` updates with
+    instructions. batch_frames: per update, all processes together; instructions: per frame. evaluate_every: updates between
+    evaluations in closed loop, with evaluate_episodes of each task.
+    """
+
+    name: str
+    demonstrations: int
+    part: int  # frames per file and process
+    picture_steps: int
+    picture_rate: float
+    schedule: Schedule
+    batch_frames: int
+    instructions: int
+    rounds: tuple[Round, ...]
+    evaluate_every: int
+    evaluate_episodes: int
+    save_every: int = 100
+    expert_driving: Driving = field(default_factory=lambda: Driving(episode_steps=20))
+    policy_driving: Driving = field(default_factory=lambda: Driving(episode_steps=50, noisy_share=0.15, fingers_share=0.01, done_share=0.5))
+    worlds: int = 12  # that the policy drives at once, per process
+
+    @property
+    def last_step(self) -> int:
+        """Updates in all."""
+        return self.picture_steps + self.schedule.steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate of an update, from 0."""
+        if step < self.picture_steps:
+            return Schedule(self.picture_rate, self.picture_steps, min(50, self.picture_steps), 0.3, 0.3).rate(step)
+        return self.schedule.rate(step - self.picture_steps)
+
+
+FULL = Recipe(
+    name="full", demonstrations=24_000, part=4_000, picture_steps=600, picture_rate=1.5e-3,
+    schedule=Schedule(peak=1.2e-3, steps=4_200, warmup_steps=100, decay_share=0.35, floor_share=0.03),
+    batch_frames=48, instructions=6, rounds=(Round(1_400, 5_000), Round(2_000, 5_000), Round(2_600, 5_000), Round(3_300, 5_000)),
+    evaluate_every=840, evaluate_episodes=50)
+
+SMOKE = Recipe(
+    name="smoke", demonstrations=800, part=400, picture_steps=60, picture_rate=1.5e-3,
+    schedule=Schedule(peak=1.2e-3, steps=120, warmup_steps=20, decay_share=0.35, floor_share=0.1),
+    batch_frames=24, instructions=6, rounds=(Round(120, 80),), evaluate_every=180, evaluate_episodes=2, save_every=20, worlds=4)
+
+RECIPES = {recipe.name: recipe for recipe in (FULL, SMOKE)}
