@@ -22,6 +22,9 @@ TICK_S = 0.02
 GRIPPER_PER_S = 2.0
 """How fast the commanded opening changes, as command_node has it."""
 
+REACHED_M = 1e-3
+"""What inverse kinematics may miss: less than a pixel shows."""
+
 LATENCY_S = 0.08
 """How long before the end of a running step the policy's picture of it is taken, by default."""
 
@@ -52,6 +55,11 @@ class Loop:
         """The truth about the scene now."""
         return self.tabletop.state()
 
+    @property
+    def opening(self) -> float:
+        """Of the gripper, as it was commanded last: 0 closed .. 1 open."""
+        return self._opening
+
     def step(self, action: Action, look_before_end_s: float = 0.0) -> tuple[ByteArray, SceneState]:
         """Play one action for its 0.2 s. Returns picture and state of `look_before_end_s` before its end.
 
@@ -71,7 +79,7 @@ class Loop:
         if not 0.0 <= look_before_end_s <= STEP_S:
             raise ActionError(f"the look is {look_before_end_s} s before the end of a step, expected 0 to {STEP_S:g} s.")
         start_m, goal_m = self._sent.position_m, self._limited(action.translation_m)
-        rotation = self._sent.rotation
+        rotation, turn_rad = self._sent.rotation, _shortened(action.rotation_rad, self._limits.max_step_rad)
         ticks = round(STEP_S / TICK_S)
         look_after = ticks - round(look_before_end_s / TICK_S)
         seen: tuple[ByteArray | None, SceneState] | None = None
@@ -80,10 +88,13 @@ class Loop:
         half = ticks // 2
         knots = [self._joints]
         for share in (0.5, 1.0):  # a straight line of the tool, solved at its middle and end
-            joints, missing_m = self.tabletop.inverse(Pose(start_m + share * (goal_m - start_m), rotation), knots[-1])
-            knots.append(joints if missing_m < 1e-3 else knots[-1])  # out of reach: command_node does not move there either
-        if knots[2] is not knots[1] or knots[1] is not knots[0]:
-            self._sent = Pose(goal_m, rotation)
+            wanted = Pose(start_m + share * (goal_m - start_m), _rotation(share * turn_rad) @ rotation)
+            joints, missing_m = self.tabletop.inverse(wanted, knots[-1])
+            if missing_m < REACHED_M:
+                self._sent = wanted
+            else:  # out of reach: command_node does not move there either
+                joints = knots[-1]
+            knots.append(joints)
         for tick in range(1, ticks + 1):
             first, share = (0, tick / half) if tick <= half else (1, (tick - half) / (ticks - half))
             self._joints = knots[first] * (1.0 - share) + knots[first + 1] * share
@@ -101,8 +112,7 @@ class Loop:
 
     def _limited(self, translation_m: FloatArray) -> FloatArray:
         """Where the target goes: not further than the step, the lead and the box allow."""
-        length_m = float(np.linalg.norm(translation_m))
-        step_m = translation_m * min(1.0, self._limits.max_step_m / max(length_m, 1e-12))
+        step_m = _shortened(translation_m, self._limits.max_step_m)
         here_m, measured_m = self._sent.position_m, self.tabletop.tool_pose().position_m
         goal_m = np.clip(here_m + step_m, self._limits.box.low_m, self._limits.box.high_m)
         longest_m = max(self._limits.max_lead_m, float(np.linalg.norm(here_m - measured_m)))
@@ -110,3 +120,15 @@ class Loop:
         if np.linalg.norm(ahead_m) > longest_m:
             goal_m = measured_m + ahead_m * (longest_m / float(np.linalg.norm(ahead_m)))
         return goal_m
+
+
+def _shortened(vector: FloatArray, longest: float) -> FloatArray:
+    return vector * min(1.0, longest / max(float(np.linalg.norm(vector)), 1e-12))
+
+
+def _rotation(rpy_rad: FloatArray) -> FloatArray:
+    """Of fixed-axis roll, pitch, yaw: the contract's Rz Ry Rx."""
+    (sr, sp, sy), (cr, cp, cy) = np.sin(rpy_rad), np.cos(rpy_rad)
+    return np.array([[cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+                     [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+                     [-sp, cp * sr, cp * cr]])

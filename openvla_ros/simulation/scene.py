@@ -14,8 +14,8 @@ from openvla_ros.contract import FloatArray
 from openvla_ros.errors import ConfigurationError
 from openvla_ros.simulation.task import BLOCK_EDGE_M, COLOURS, PLATE_HEIGHT_M
 
-TRAINING_SEEDS = range(1_000_000, 2**31)
-"""Training draws its layouts from these, evaluation from those below: no layout is in both."""
+EVALUATION_SEEDS, TRAINING_SEEDS = range(1_000_000), range(1_000_000, 2**31)
+"""Evaluation takes its layouts from the first and training from the second: no layout is in both."""
 
 FIELD_X_M, FIELD_Y_M = (0.18, 0.36), (-0.16, 0.17)
 """Centres of blocks and plate lie in this rectangle. The fingers' outside keeps 3 cm from the box of the profile."""
