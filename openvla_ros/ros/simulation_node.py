@@ -28,10 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from openvla_msgs.srv import ResetScene
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.parameter import Parameter as RosParameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -132,7 +130,6 @@ class SimulationNode(Node):  # type: ignore[misc]
         for topic, part in topics.items():
             self.create_subscription(JointTrajectory, topic, partial(self._on_trajectory, part), 10)
         self.create_service(ResetScene, "~/reset_scene", self._on_reset)
-        self.add_on_set_parameters_callback(self._on_parameters)
         self._states = self.create_publisher(JointState, "joint_states", 10)
         self._objects = self.create_publisher(MarkerArray, "simulation/objects", 10)
         self._films = tuple(
@@ -161,8 +158,9 @@ class SimulationNode(Node):  # type: ignore[misc]
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                pause_s = LOOK_EVERY_S if self._has_rivals() else self._cycle()
-                self._stop.wait(max(YIELD_S, pause_s))
+                if monotonic() >= self._look_at_s:
+                    self._look_around()
+                self._stop.wait(LOOK_EVERY_S if self._rivals else max(YIELD_S, self._cycle()))
         except Exception as error:  # physics that does not go on must not look like an arm that rests
             self._failure = error
             self.finished.set()
@@ -219,17 +217,19 @@ class SimulationNode(Node):  # type: ignore[misc]
                                          "or use another ROS_DOMAIN_ID. A node that was killed is forgotten after about 20 s.")
             wait.wait(0.05)
 
-    def _has_rivals(self) -> bool:
-        """Whether somebody else began to publish /clock. Then our time stands still until that ends."""
-        if monotonic() >= self._look_at_s:
-            self._look_at_s = monotonic() + LOOK_EVERY_S
-            rivals, before = self._other_clocks(), self._rivals
-            self._rivals = rivals
-            if rivals and not before:
-                self.get_logger().error(f"/clock is published by {', '.join(rivals)} too: the simulation stands still until that stops")
+    def _look_around(self) -> None:
+        """Whether somebody else began to publish /clock: our time then stands still until that ends. And how fast it is to go."""
+        self._look_at_s = monotonic() + LOOK_EVERY_S
+        rivals, before = self._other_clocks(), self._rivals
+        self._rivals = rivals
+        if rivals and not before:
+            self.get_logger().error(f"/clock is published by {', '.join(rivals)} too: the simulation stands still until that stops")
+        factor = float(self.get_parameter("real_time_factor").value)
+        with self._lock:
             if before and not rivals:
                 self._pace.forget()
-        return bool(self._rivals)
+            if factor != self._pace.factor:
+                self._pace.factor = factor
 
     # ------------------------------------------------------------------ what comes in
 
@@ -264,13 +264,6 @@ class SimulationNode(Node):  # type: ignore[misc]
             self.counts["resets"] += 1
             response.success, response.colours = True, list(self._tabletop.layout.colours)
         return response
-
-    def _on_parameters(self, changes: list[RosParameter]) -> SetParametersResult:
-        for change in changes:
-            if change.name == "real_time_factor":
-                with self._lock:
-                    self._pace.factor = float(change.value)
-        return SetParametersResult(successful=True)
 
     # ------------------------------------------------------------------ what is said about it
 
@@ -321,6 +314,8 @@ class Film:
             return
         began = perf_counter()
         message = to_image(self._camera.picture(tabletop))
+        # Policies take equal pictures for a camera that froze, and those of a real one never are: one bit of noise.
+        message.data[self._sent % len(message.data)] ^= 1
         self._cost_ms.append((perf_counter() - began) * 1e3)
         message.header.stamp, message.header.frame_id = to_time(now_ns), CAMERA_FRAME
         self._publisher.publish(message)

@@ -53,6 +53,9 @@ PATIENCE_S = 120.0
 SILENT_S = 0.75
 """So long after HOLD command_node has sent its last word: the ramp of a soft stop and half a second of zeros."""
 
+OPENED = 0.97
+"""Measured opening of a gripper that was told to open all the way."""
+
 EVERYTHING = QoSProfile(depth=500)
 """Reliable, and deep enough for a director that was not scheduled for a while."""
 
@@ -79,7 +82,7 @@ class Director(Node):  # type: ignore[misc]
         self.reports: list[CommandReport] = []
         self.chunks: list[ActionChunk] = []
         self.driver = NEVER_DRIVEN
-        self._opening = 1.0
+        self.opening = 1.0  # of the gripper, measured: 0 closed .. 1 open
         self.create_subscription(JointState, "joint_states", self._on_states, EVERYTHING)
         self.create_subscription(MarkerArray, "simulation/objects", self._on_objects, EVERYTHING)
         self.create_subscription(CommandReport, "command_report", self.reports.append, EVERYTHING)
@@ -94,11 +97,11 @@ class Director(Node):  # type: ignore[misc]
 
     def _on_states(self, message: JointState) -> None:
         if self._gripper.joint in message.name:
-            self._opening = self._gripper.opening(message.position[message.name.index(self._gripper.joint)])
+            self.opening = self._gripper.opening(message.position[message.name.index(self._gripper.joint)])
         self.states.append(message)
 
     def _on_objects(self, message: MarkerArray) -> None:
-        self.moments.append(Moment(to_ns(message.markers[0].header.stamp), from_markers(message, self._opening)))
+        self.moments.append(Moment(to_ns(message.markers[0].header.stamp), from_markers(message, self.opening)))
 
     def _on_driver(self, message: String) -> None:
         self.driver = message.data
@@ -252,7 +255,16 @@ class Stage:
                 self.pass_time(0.1)
 
     def reset(self, seed: int) -> tuple[str, ...]:
-        """Another scene, with the driver HOLD and the arm at rest. Returns the colours that are there. Raises OpenvlaRosError."""
+        """Another scene, with the driver HOLD, the gripper open and the arm at rest. Returns the colours that are there.
+
+        A human opens the gripper first: command_node keeps what it last sent to it, and would close the new scene's.
+        Raises OpenvlaRosError.
+        """
+        if self.director.opening < OPENED:
+            self.drive_soon(SetDriver.Request.HUMAN)
+            while self.director.opening < OPENED:
+                self.director.open(1.0)
+                self.pass_time(0.1)
         self.drive(SetDriver.Request.HOLD)
         self.pass_time(SILENT_S)
         answer = self.ask(self.director.resets, ResetScene.Request(seed=seed), "reset_scene")
