@@ -130,5 +130,7 @@ setup(
             "command_node = openvla_ros.ros.command_node:main",
             "simulation_node = openvla_ros.ros.simulation_node:main",
         ],
+        # Under its module's own name, so that `-p openvla_ros.pytest_plugin` does not register it twice.
+        "pytest11": ["openvla_ros.pytest_plugin = openvla_ros.pytest_plugin"],
     },
 )

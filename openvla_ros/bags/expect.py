@@ -32,6 +32,9 @@ FORMAT, VERSION = "openvla_ros expected actions", 1
 EXACT = 1e-9
 """Actions that are equal but for the order of two additions."""
 
+EXACT_PATH = 1e-6
+"""The same for what is summed up over many ticks [m, rad]."""
+
 MARGIN_BOUNDS: Mapping[str, float] = MappingProxyType({"float32": 0.01, "bfloat16": 1.0})
 """Default bound on the margin by the dtype that the file was made with. Two logits may each be off by half of it: on the released code
 float32 differs by up to 2e-4 and bfloat16 by up to 0.15 in the first token's logits, and 0.5 is allowed there."""
@@ -61,11 +64,16 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Commanded:
-    """What the arm would have received for a frame's step. sent: [7], None where the step was not played."""
+    """What the arm would have received for a frame's step.
+
+    sent: [7] the step after its safety chain, None where it was not played. moved: [6] metres and radians, the velocities that were
+    sent while it played, summed over the ticks: what the arm was told in the end.
+    """
 
     sent: FloatArray | None
     rules: tuple[str, ...]  # that changed or refused it
     driver: str  # who drove when its chunk came
+    moved: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ class Examiner:
         """What can be said only at the end: frames that did not come, and too many flips."""
         missing = [Difference(index, "frames", "this frame was expected and did not come", frame, None)
                    for index, frame in self._expected.items() if index not in self._looked_at]
-        allowed = self._tolerance.flips * max(1, self.compared)
+        allowed = self._tolerance.flips and max(1.0, self._tolerance.flips * self.compared)  # one in a short recording is not too many
         if len(self.flips) > allowed:
             index = self.flips[0]
             missing.append(Difference(index, "logits", f"the ids of {len(self.flips)} of {self.compared} frames flipped below the margin "
@@ -154,8 +162,14 @@ class Examiner:
         return missing
 
     def changes(self) -> tuple[str, ...]:
-        """What is not as it was when the expectation was made, in words; it need not have done any harm."""
-        return tuple(changed(self._then, self._now))
+        """What is not as it was when the expectation was made, in words; it need not have done any harm.
+
+        Where the checkpoint lies does not matter as long as its content is the same, and a pilot that did not run is no change.
+        """
+        lines = changed(self._then, self._now)
+        same = _part(self._then, "checkpoint") == _part(self._now, "checkpoint") != {}
+        return tuple(line for line in lines if not (line.startswith(("bag.name", "policy.name", "policy.settings.checkpoint")) and same)
+                     and not ("command" not in self._now and line.startswith("command")))
 
     def _name(self, expected: ReplayedFrame, found: ReplayedFrame, detail: str, wrong: tuple[str, ...]) -> Difference:
         cause, why = diagnose(expected, found, self._then, self._now)
@@ -209,6 +223,9 @@ def compare_commanded(expected: Expectation, frames: Sequence[ReplayedFrame], co
         elif old.sent is not None and new.sent is not None and not np.abs(old.sent - new.sent).max() <= EXACT:
             wrong = tuple(name for name, size in zip(ACTION_NAMES, np.abs(old.sent - new.sent), strict=True) if not size <= EXACT)
             detail = f"sent to the arm: {in_words(old.sent, new.sent, wrong)}"
+        elif old.moved is not None and new.moved is not None and not np.abs(old.moved - new.moved).max() <= EXACT_PATH:
+            detail = (f"the step is the same, but the arm was told to move by {np.round(new.moved, 5).tolist()} m and rad, expected "
+                      f"{np.round(old.moved, 5).tolist()}")
         elif old.rules != new.rules:
             detail = "the same was sent"
         elif old.driver != new.driver:
@@ -288,7 +305,8 @@ def write_expectation(expectation: Expectation, path: Path) -> None:
         if frame.fault:
             plain["fault"] = frame.fault
         if (commanded := expectation.commanded.get(frame.index)) is not None:
-            plain["arm"] = {"sent": _numbers(commanded.sent), "rules": list(commanded.rules), "driver": commanded.driver}
+            plain["arm"] = {"sent": _numbers(commanded.sent), "rules": list(commanded.rules), "driver": commanded.driver,
+                            "moved": _numbers(commanded.moved)}
         lines.append("  " + json.dumps(plain, allow_nan=False))
     head = {"format": FORMAT, "version": VERSION, **expectation.provenance, "prompts": [list(ids) for ids in prompts]}
     text = "{\n" + "".join(f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)},\n" for key, value in head.items())
@@ -312,8 +330,7 @@ def read_expectation(path: Path) -> Expectation:
         prompts = [tuple(int(number) for number in ids) for ids in content.pop("prompts")]
         plain = content.pop("frames")
         frames = tuple(_frame(one, prompts) for one in plain)
-        commanded = {one["index"]: Commanded(_array(one["arm"]["sent"]), tuple(one["arm"]["rules"]), str(one["arm"]["driver"]))
-                     for one in plain if "arm" in one}
+        commanded = {one["index"]: _commanded(one["arm"]) for one in plain if "arm" in one}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigurationError(f"expectation {path} is damaged: {type(error).__name__}: {error}. Make it again with --write-expected.") \
             from error
@@ -332,12 +349,16 @@ def _frame(plain: Mapping[str, Any], prompts: Sequence[tuple[int, ...]]) -> Repl
                          _array(plain["action"]), None, str(plain.get("fault", "")), {}, marks, evidence)
 
 
-def _array(values: Sequence[float] | None) -> FloatArray | None:
+def _commanded(plain: Mapping[str, Any]) -> Commanded:
+    return Commanded(_array(plain["sent"]), tuple(plain["rules"]), str(plain["driver"]), _array(plain["moved"], 6))
+
+
+def _array(values: Sequence[float] | None, length: int = len(ACTION_NAMES)) -> FloatArray | None:
     if values is None:
         return None
     array = np.array(values, dtype=np.float64)
-    if array.shape != (len(ACTION_NAMES),):
-        raise ValueError(f"an action has {array.size} numbers, expected 7")
+    if array.shape != (length,):
+        raise ValueError(f"expected {length} numbers, found {array.size}")
     return array
 
 

@@ -101,20 +101,17 @@ class Replay:
 
 
 def replay(recording: Recording, selection: Selection, policy: Policy, stride: int = 1, limit: int = 0,
-           on_frame: Callable[[ReplayedFrame], None] | None = None, batch: int = 1, marks: bool = False,
-           on_picture: Callable[[Frame, ReplayedFrame], None] | None = None) -> Replay:
+           on_frame: Callable[[ReplayedFrame], None] | None = None, batch: int = 1, marks: bool = False) -> Replay:
     """Show the frames of a recording to a policy.
 
     batch: so many frames at once, for a policy that can; the others see one after the other. marks: keep the frames' digests.
-    on_frame: called after each frame, for a progress bar; on_picture: the same, with the frame while its picture is at hand.
-    Raises BagError when no frame could be shown at all, and what the policy raises.
+    on_frame: called after each frame, for a progress bar. Raises BagError when no frame could be shown at all, and what the
+    policy raises.
     """
     tally = Tally()
     seen: list[ReplayedFrame] = []
-    for frame, answer in run(policy, frames(recording, selection, tally, stride, limit, ahead=max(8, 2 * batch), marks=marks), batch):
+    for answer in run(policy, frames(recording, selection, tally, stride, limit, ahead=max(8, 2 * batch), marks=marks), batch):
         seen.append(answer)
-        if on_picture:
-            on_picture(frame, answer)
         if on_frame:
             on_frame(answer)
     if not seen:
@@ -125,15 +122,15 @@ def replay(recording: Recording, selection: Selection, policy: Policy, stride: i
                   selection.action.name if selection.action else "", tuple(seen), tally)
 
 
-def run(policy: Policy, shown: Iterator[Frame], batch: int = 1) -> Iterator[tuple[Frame, ReplayedFrame]]:
-    """Each frame with the policy's answer to it; a frame whose picture is broken is answered by its fault."""
+def run(policy: Policy, shown: Iterator[Frame], batch: int = 1) -> Iterator[ReplayedFrame]:
+    """The policy's answer to each frame; a frame whose picture is broken is answered by its fault."""
     while some := list(islice(shown, batch)):
         asked = [Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg) for frame in some if frame.rgb is not None]
         begun_ns = perf_counter_ns()
         answers = iter(ask(policy, asked) if asked else ())
         share_ms = (perf_counter_ns() - begun_ns) / 1e6 / max(1, len(asked))
         for frame in some:
-            yield frame, _unanswered(frame) if frame.rgb is None else _answered(frame, *next(answers), share_ms)
+            yield _unanswered(frame) if frame.rgb is None else _answered(frame, *next(answers), share_ms)
 
 
 def ask(policy: Policy, observations: Sequence[Observation]) -> Sequence[tuple[ActionChunk, Evidence | None]]:

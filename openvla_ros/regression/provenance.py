@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -53,3 +54,8 @@ def versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def as_plain(value: Any) -> Any:
+    """The same in what JSON can hold, so that what was written and what was read again compare equal."""
+    return json.loads(json.dumps(value))
