@@ -47,7 +47,8 @@ class Lines:
         total = view.stage_ms.get("total")
         self.say(f"[{now - self._began:6.1f} s] {phase}: driver {view.driver}, {view.chunks} chunks"
                  + (f" at {view.hz:.1f} Hz" if view.hz else "") + (f", {total:.0f} ms each" if total else "")
-                 + f", {view.steps_started} steps, {view.faults} faults, {view.dropped} frames dropped")
+                 + f", {view.steps_started} steps, {view.faults} faults, {view.dropped} frames dropped"
+                 + (f"; {view.task}" if view.task else ""))
         for problem in view.problems:
             if problem not in self._problems:
                 self.say(f"           {problem}")
@@ -58,12 +59,20 @@ class Lines:
 
 
 class LiveTable:
-    """A table that is drawn anew four times per second, in a terminal."""
+    """A table that is drawn anew four times per second, in a terminal, with a line below it where somebody types."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, hint: str = "") -> None:
+        """hint: what can be typed; empty where nothing can."""
         self._began = monotonic()
+        self._hint, self._text = hint, ""
+        self._shown: tuple[str, View] = ("starting", View())
         self._live = Live(console=console, refresh_per_second=4, transient=False)
         self._live.start()
+
+    def type(self, text: str) -> None:
+        """The unfinished line; drawn at once, so that keys are seen as they are pressed."""
+        self._text = text
+        self._live.update(self._draw(), refresh=True)
 
     def say(self, text: str) -> None:
         """A line that stays, above the table."""
@@ -71,10 +80,20 @@ class LiveTable:
 
     def update(self, phase: str, view: View) -> None:
         """Hand over the newest state; drawn when it is time."""
-        self._live.update(draw(phase, monotonic() - self._began, view))
+        self._shown = phase, view
+        self._live.update(self._draw())
+
+    def _draw(self) -> Group:
+        table = draw(self._shown[0], monotonic() - self._began, self._shown[1])
+        if not self._hint:
+            return table
+        line = Text("> ", style="bold") + Text(self._text, style="bold") + Text("▏" if self._live.is_started else "")
+        return Group(table, line, Text(f"  {self._hint}", style="dim"))
 
     def close(self) -> None:
-        """Leave the last table on the screen."""
+        """Leave the last table on the screen, without the line."""
+        self._hint = ""
+        self._live.update(self._draw())
         self._live.stop()
 
 
@@ -85,6 +104,9 @@ def draw(phase: str, seconds: float, view: View) -> Group:
     table.add_column()
     driver = {"POLICY": "green", "STOPPED": "red"}.get(view.driver, "yellow")
     table.add_row("instruction", Text(view.instruction or "none yet"))
+    if view.objects:
+        table.add_row("", Text(view.task or "nothing to do", style="bold green" if view.task.startswith("done") else "dim"))
+        table.add_row(f"scene, {view.scene}", Text(view.objects.replace("; ", "\n")))
     table.add_row("driver", Text(view.driver, style=driver) + Text(f"  {view.stop_reason}", style="dim"))
     table.add_row("chunks", f"{view.chunks}" + (f" at {view.hz:.1f} Hz" if view.hz else ""))
     latency = "  ".join(f"{name} {duration:.0f}" for name, duration in view.stage_ms.items())

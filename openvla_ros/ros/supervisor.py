@@ -17,8 +17,11 @@ from types import FrameType
 from typing import Any, Protocol
 
 from openvla_ros.errors import OpenvlaRosError
-from openvla_ros.ros.observer import Observer
+from openvla_ros.robot import GripperProfile
+from openvla_ros.ros.chronicle import Page
+from openvla_ros.ros.observer import Film, Observer
 from openvla_ros.ros.processes import Part, Process
+from openvla_ros.ros.prompter import Prompter
 from openvla_ros.ros.tally import View
 
 TICK_S = 0.1
@@ -46,8 +49,14 @@ FAREWELL_LINES = 5
 """The player's last words are one JSON line with what it sent; ROS may log a little after it."""
 
 
+FIRST_MOTION = "first motion"
+"""The last step of a start."""
+
 RUNNING = ("playing", "running")
 """The two phases in which the policy is meant to see frames."""
+
+STATES = {"configure": "inactive", "activate": "active"}
+"""Where a transition of policy_node leads."""
 
 REFUSED_CODE = 2
 """Exit code of a part that refuses its parameters or its recording: the user's to mend, not a fault."""
@@ -78,21 +87,50 @@ class Screen(Protocol):
     def update(self, phase: str, view: View) -> None:
         """The newest state; called every TICK_S, drawn as often as it likes."""
 
+    def close(self) -> None:
+        """Give the terminal back. More than once does no harm."""
+
+
+class Input(Protocol):
+    """What a person says while it runs. All calls come from the main thread."""
+
+    ended: bool
+    """No more lines will come."""
+
+    @property
+    def leaving(self) -> bool:
+        """The person asks for the end."""
+
+    def wait(self, longest_s: float) -> None:
+        """Let time pass, and take what is said meanwhile."""
+
+    def lines(self) -> list[str]:
+        """What was said since the last call."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. `player` is started when the policy is active; the run ends by itself after it."""
+    """What to run: a recording (`player`), a simulation, or, with neither, a robot that is there already.
+
+    The player is started when the policy is active, and the run ends by itself after it. The simulation starts with the others.
+    """
 
     policy: Part
     command: Part
     player: Part | None
+    simulation: Part | None
+    gripper: GripperProfile | None  # the simulated one
+    seed: int  # of the simulated scene
     namespace: str
     command_topic: str  # watched for silence after the player's end; "" where there is no player
-    instruction_topic: str
-    instruction: str  # published when not empty
+    instruction_topic: str  # where instructions are published; empty where nobody gives one here
+    instruction: str  # the first; empty: none
+    suggestion: str  # the first where none was given or said until everything was ready; empty: none
+    patient: bool  # each further line waits until the instruction before it was carried out or its time has passed
     driver: str  # "policy" or "hold": who drives once everything is ready
     seconds: float | None  # length of the run from the moment of activation; None: until the end or Ctrl-C
     camera_topic: str  # what the player sends there are the frames of the summary
+    film: Film | None  # pictures that are kept
     loops: bool  # the player has no end; its clock goes back each round, which puts the driver into HOLD
 
 
@@ -108,20 +146,26 @@ class Outcome:
 class Supervisor:
     """One run. `run` must be called on the main thread (signals), once."""
 
-    def __init__(self, plan: Plan, screen: Screen, log_folder: Path) -> None:
-        self._plan, self._screen, self._log_folder = plan, screen, log_folder
+    def __init__(self, plan: Plan, screen: Screen, said: Input, log_folder: Path, began_s: float) -> None:
+        """began_s: steady time from which the seconds of the start are counted."""
+        self._plan, self._screen, self._said, self._log_folder = plan, screen, said, log_folder
+        self._step_began_s = self._began_s = began_s
+        self._took_s: dict[str, float] = {}  # each step of the start, in order
         self._processes: dict[str, Process] = {}
         self._stop_asked = False
         self._active = False  # before that, nobody drives and there is nothing to silence
         self._complete = False  # the recording came to its end and the final counts came after it
         self._observer: Observer | None = None
+        self._prompter: Prompter | None = None
+        self.page = Page()
+        """What the run kept of itself, once it has ended."""
 
     def run(self) -> Outcome:
         """From start to the last process's end. Never leaves a process behind."""
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         error, code = "", 0
         plan = self._plan
-        observer = self._observer = Observer(plan.namespace, plan.command_topic, plan.instruction_topic, plan.instruction)
+        observer = self._observer = Observer(plan.namespace, plan.command_topic, plan.instruction_topic, plan.gripper, plan.film)
         try:
             try:
                 self._conduct(observer)
@@ -132,9 +176,11 @@ class Supervisor:
             except Refused as trouble:
                 error, code = str(trouble), 2
             observer.tally.on_end()
+            if observer.scene is not None:
+                observer.scene.close()
             error, code = self._stop(observer, error, code)
-            summary = observer.tally.summary(self._frames_played(), self._complete)
-            return Outcome(code, error, {**summary, "log_folder": str(self._log_folder)})
+            self.page = observer.chronicle.page()
+            return Outcome(code, error, self._summary(observer))
         finally:
             for process in self._processes.values():
                 process.kill()
@@ -142,21 +188,41 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _summary(self, observer: Observer) -> dict[str, Any]:
+        summary = observer.tally.summary(self._frames_played(), self._complete)
+        tasks = {} if observer.scene is None else {"tasks": [attempt.plain() for attempt in observer.scene.attempts]}
+        took_s = {name: round(seconds, 2) for name, seconds in self._took_s.items()}
+        return {**summary, **tasks, "start_s": took_s, "log_folder": str(self._log_folder)}
+
     # ------------------------------------------------------------------ the way up
 
     def _conduct(self, observer: Observer) -> None:
         plan = self._plan
-        self._start(plan.command)
-        self._start(plan.policy)
-        self._wait("starting", lambda: observer.policy_answers and observer.command_answers)
+        for part in (plan.command, plan.policy, plan.simulation):
+            if part is not None:
+                self._start(part)
+        if plan.player is None and plan.instruction_topic:
+            drives = plan.driver == "policy" and plan.simulation is not None
+            self._prompter = Prompter(observer, self._screen.say, plan.seed if plan.simulation else None, drives)
+            if plan.instruction:
+                self._prompter.give(plan.instruction)
+        elif plan.instruction_topic:
+            observer.instruct(plan.instruction)
+        self._wait("starting", lambda: observer.policy_answers)
+        self._step_is_done("start")
         self._transit(observer, "configure", "loading the policy")
+        self._wait("waiting for command_node", lambda: observer.command_answers)
         self._transit(observer, "activate", "activating")
+        self._step_is_done("loading")
         self._active, active_at = True, monotonic()
-        if plan.player is None:
+        if plan.player is not None:
+            self._begin_recording(observer, plan.player)
+            return self._play(observer, self._processes[plan.player.name], active_at)
+        if plan.simulation is None:
             self._hand_over_to_robot(observer)
         else:
-            self._begin_recording(observer, plan.player)
-        self._run(observer, active_at)
+            self._wait("waiting for the simulation", lambda: observer.scene_answers)
+        self._listen(active_at)
 
     def _begin_recording(self, observer: Observer, player: Part) -> None:
         """Start the player, which waits, and let it begin when policy_node has found its camera.
@@ -171,15 +237,15 @@ class Supervisor:
                 answer, ask_at = observer.resume_player(), monotonic() + ANSWER_AGAIN_S
             self._look("starting the recording")
 
-    def _run(self, observer: Observer, active_at: float) -> None:
+    def _play(self, observer: Observer, player: Process, active_at: float) -> None:
+        """Until the recording has ended, and the arm fell silent after it."""
         plan = self._plan
-        player = self._processes.get(plan.player.name) if plan.player else None
         asking, ask_at = None, 0.0
-        handed_over = player is None or plan.driver != "policy"
+        handed_over = plan.driver != "policy"
         again = plan.loops and not handed_over
         while plan.seconds is None or monotonic() - active_at < plan.seconds:
-            self._look(RUNNING[1] if player is None else RUNNING[0] if handed_over else "starting the recording")
-            if player is not None and player.exit_code == 0:
+            self._look(RUNNING[0] if handed_over else "starting the recording")
+            if player.exit_code == 0:
                 return self._wait_for_silence(observer)
             if handed_over and not (again and observer.tally.driver == "HOLD"):
                 continue
@@ -187,6 +253,19 @@ class Supervisor:
                 handed_over, asking = bool(asking.result().success), None
             elif asking is None and monotonic() >= ask_at:
                 asking, ask_at = observer.set_driver("policy"), monotonic() + HANDOVER_AGAIN_S
+
+    def _listen(self, active_at: float) -> None:
+        """Until the time is over, or the last task of a simulation whose input has ended."""
+        plan, prompter, said = self._plan, self._prompter, self._said
+        if prompter is not None:
+            prompter.begin(said.lines(), plan.suggestion)
+        while plan.seconds is None or monotonic() - active_at < plan.seconds:
+            self._look(RUNNING[1])
+            if prompter is None:
+                continue
+            idle = prompter.tick(monotonic(), said.lines(), plan.patient, said.ended)
+            if idle and plan.simulation is not None and plan.driver == "policy" and plan.seconds is None:
+                return
 
     def _hand_over_to_robot(self, observer: Observer) -> None:
         """A real arm gets one request; a refusal stays a refusal until a person asks again."""
@@ -199,7 +278,10 @@ class Supervisor:
                          f"driver stays {observer.tally.driver}: {answer.reason} Correct that, then call set_driver.")
 
     def _transit(self, observer: Observer, transition: str, phase: str) -> None:
-        if self._answer(observer.change_state(transition), phase).success:
+        answer = observer.change_state(transition)
+        # Its own word counts too: an answer may be lost, and the same transition cannot be asked for twice.
+        self._wait(phase, lambda: answer.done() or observer.tally.policy_state() == STATES[transition])
+        if not answer.done() or answer.result().success:
             return
         heard = observer.tally.heard(self._plan.policy.name)
         until = monotonic() + ANSWER_S
@@ -236,7 +318,8 @@ class Supervisor:
                 future, until = ask(), monotonic() + ANSWER_S
                 while not future.done() and monotonic() < until and process.exit_code is None:
                     sleep(TICK_S / 10)
-        hung += [name for name in (plan.policy.name, plan.command.name) if not self._end(name)]
+        rest = (plan.policy, plan.command, plan.simulation)  # the simulation last: the others live by its clock
+        hung += [part.name for part in rest if part is not None and not self._end(part.name)]
         troubles = [f"{' and '.join(hung)} did not leave after SIGTERM and had to be killed; see the log in {self._log_folder}."
                     ] if hung else []
         troubles += [story(process) for name, process in self._processes.items()
@@ -263,16 +346,28 @@ class Supervisor:
     def _look(self, phase: str) -> None:
         """One tick: stop asked? everybody alive? show it. Raises Interrupted or PartDied."""
         assert self._observer is not None
-        view = self._observer.tally.view()
+        view, scene = self._observer.tally.view(), self._observer.scene
+        if view.steps_started and FIRST_MOTION not in self._took_s:
+            self._step_is_done(FIRST_MOTION)
+        if scene is not None:
+            view = replace(view, task=scene.verdict(), objects=scene.objects(), scene=self._prompter.scene if self._prompter else "")
         # Before and after, nodes complain about what is not there yet or any more: cameras, instructions, drivers.
         self._screen.update(phase, view if phase in RUNNING else replace(view, problems=()))
-        sleep(TICK_S)
-        if self._stop_asked:
+        self._said.wait(TICK_S)
+        if self._stop_asked or self._said.leaving:
             raise Interrupted
         for process in self._processes.values():
             done = process is self._processes.get(self._plan.player.name) if self._plan.player else False
             if process.exit_code is not None and not (done and process.exit_code == 0):
                 raise Refused(story(process)) if process.exit_code == REFUSED_CODE else PartDied(story(process))
+
+    def _step_is_done(self, name: str) -> None:
+        """Note how long a step of the start took, and say it."""
+        now_s = monotonic()
+        self._took_s[name] = now_s - self._step_began_s
+        self._step_began_s = now_s
+        together = f" ({now_s - self._began_s:.1f} s since the start)" if name == FIRST_MOTION else ""
+        self._screen.say(f"{name}: {self._took_s[name]:.1f} s{together}")
 
     def _wait(self, phase: str, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -286,6 +381,7 @@ class Supervisor:
         if self._stop_asked:
             for process in self._processes.values():
                 process.kill()
+            self._screen.close()
             print("killed: the parts were not given the time to stop in order.", file=sys.stderr)
             sys.stderr.flush()
             # Not sys.exit: the main thread may be inside a wait that would catch it, and ROS threads are still running.

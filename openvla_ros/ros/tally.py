@@ -51,6 +51,9 @@ class View:
     dropped: int = 0
     rules: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # what the nodes complain about now
+    task: str = ""  # how the instruction stands, where somebody can judge that
+    objects: str = ""  # where the blocks of a simulated scene are; empty without one
+    scene: str = ""  # which scene it is
 
 
 class Tally:
@@ -126,10 +129,20 @@ class Tally:
         with self._lock:
             return max((count for name, count in self._heard.items() if f"/{node}:" in name), default=0)
 
+    def policy_state(self) -> str:
+        """Lifecycle state of policy_node, as it last said; empty before."""
+        with self._lock:
+            return self._part("policy")[2].get("state", "")
+
     def camera_publishers(self) -> int:
         """How many publishers of its camera policy_node has found, as it last said."""
         with self._lock:
             return self._number("camera", "publishers") or 0
+
+    @property
+    def steps_started(self) -> int:
+        """How many steps command_node has started."""
+        return self._steps
 
     @property
     def driver(self) -> str:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from openvla_ros.bags.episode import EpisodeSettings, make_episode
-from openvla_ros.cli import app, run
+from openvla_ros.cli import app, run, surroundings
 
 DEADLINE_S = 60.0
 GONE_WITHIN_S = 20.0
@@ -58,34 +58,42 @@ def test_a_recording_is_private_whatever_the_shell_says(monkeypatch: pytest.Monk
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
     monkeypatch.setenv("ROS_STATIC_PEERS", "10.0.0.1")
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/my/own.xml")
-    private = run.surroundings(True, None)
+    private = surroundings.surroundings(True, None)
     assert private["ROS_DOMAIN_ID"] not in ("7", "0") and private["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert private["ROS_STATIC_PEERS"] == "" and "FASTRTPS_DEFAULT_PROFILES_FILE" not in private
-    assert run.surroundings(True, 42)["ROS_DOMAIN_ID"] == "42"
-    assert run.surroundings(False, None) == {}
+    assert surroundings.surroundings(True, 42)["ROS_DOMAIN_ID"] == "42"
+    assert surroundings.surroundings(False, None) == {}
 
 
 def test_the_profile_for_images_is_set_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in run.PROFILE_VARIABLES:
+    for name in surroundings.PROFILE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert all(Path(run.surroundings(False, None)[name]).is_file() for name in run.PROFILE_VARIABLES)
+    assert all(Path(surroundings.surroundings(False, None)[name]).is_file() for name in surroundings.PROFILE_VARIABLES)
 
 
 def test_a_domain_in_use_is_not_taken() -> None:
-    first = run.free_domain()
+    first = surroundings.free_domain()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as somebody:
         somebody.bind(("", 7410 + 250 * first))
-        assert run.free_domain() != first
+        assert surroundings.free_domain() != first
 
 
 @pytest.mark.ros
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--rate", "2"], "belong to a recording"), (["--driver", "human"], "expected policy or hold"),
+    (["--image-topic", "/camera"], "the simulation has its own"), (["--rerun", "no/folder/run.rrd"], "rerun"),
     (["--params-file", "no.yaml"], "does not exist"), (["--bag", "no/bag"], "no recording at"),
     (["--robot", "nobody"], "no robot profile 'nobody'")])
 def test_wrong_options_are_refused_before_anything_starts(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.answer(["run", "--checkpoint", "scripted", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("mode", [["--robot", "wx250s"], ["--bag", "episode"]])
+def test_only_the_simulation_has_a_policy_of_its_own(mode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.answer(["run", *mode]) == 2
+    assert "--checkpoint is needed" in capsys.readouterr().err
 
 
 @pytest.mark.ros
@@ -288,7 +296,7 @@ def test_what_policy_node_refuses_is_said(system: Callable[..., System], checkpo
 
 
 @pytest.mark.ros
-def test_without_a_recording_the_driver_is_hold(system: Callable[..., System], ros_domain_id: int) -> None:
+def test_on_a_robot_the_driver_is_hold(system: Callable[..., System], ros_domain_id: int) -> None:
     live = system("--checkpoint", "scripted", "--robot", "wx250s_replay", "--seconds", "1", "--plain", "--domain", str(ros_domain_id),
                   "--namespace", "/left")
     live.until(lambda: len(live.parts()) == 2)

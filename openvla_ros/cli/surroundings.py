@@ -1,0 +1,61 @@
+"""Where a run lives: its ROS domain and environment, and the folder of its logs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from openvla_ros.errors import ConfigurationError
+from openvla_ros.share import share_folder
+
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Fast DDS 2 (Humble, Jazzy) and 3
+
+
+def surroundings(private: bool, domain: int | None) -> dict[str, str]:
+    """ROS environment of the run, for this process and its children.
+
+    private: a recording or a simulation. It gets a domain of its own and stays on this computer, whatever the shell says: the shell of a
+    robot computer says how to reach the robot.
+    """
+    environment = {}
+    if private:
+        environment = {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": ""}
+        if os.environ.get("ROS_DISTRO") == "humble":
+            environment["ROS_LOCALHOST_ONLY"] = "1"  # what newer ROS calls the discovery range
+    if domain is not None:
+        environment["ROS_DOMAIN_ID"] = str(domain)
+    if not any(os.environ.get(name) for name in PROFILE_VARIABLES):
+        environment |= dict.fromkeys(PROFILE_VARIABLES, str(share_folder() / "config" / "fastdds.xml"))
+    return environment
+
+
+def free_domain() -> int:
+    """A domain from 1 to 100 in which nobody on this computer listens. The ports of a domain are fixed (DDSI-RTPS 9.6.1.1)."""
+    start = os.getpid()
+    for offset in range(100):
+        domain = 1 + (start + offset) % 100
+        try:
+            for port in (7400 + 250 * domain, 7410 + 250 * domain):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.bind(("", port))
+        except OSError:
+            continue
+        return domain
+    raise ConfigurationError("no free ROS domain from 1 to 100 on this computer. End other ROS processes, or give --domain.")
+
+
+def logs(asked: Path | None) -> Path:
+    """The folder for this run's logs, made. Falls back to a temporary one where ROS's log folder cannot be written."""
+    name = time.strftime("openvla_ros_%Y%m%d_%H%M%S_") + str(os.getpid())
+    home = Path(os.environ.get("ROS_LOG_DIR") or Path(os.environ.get("ROS_HOME") or Path.home() / ".ros") / "log")
+    folder = asked if asked is not None else home / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if asked is not None:
+            raise ConfigurationError(f"--log-dir {asked} cannot be made: {error}.") from error
+        return Path(tempfile.mkdtemp(prefix=name))
+    return folder
