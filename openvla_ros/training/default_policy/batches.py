@@ -79,7 +79,7 @@ class Batches:
         truth = self.truth
         positions_m, places = truth.positions_m[chosen].astype(np.float64), truth.places[chosen].astype(np.float64)
         cells = np.floor((places + 0.5) / self.patch)
-        seen: npt.NDArray[np.bool_] = (np.isfinite(cells) & (cells >= 0) & (cells < self.across)).all(axis=-1, keepdims=True)
+        seen = np.asarray((np.isfinite(cells) & (cells >= 0) & (cells < self.across)).all(axis=-1, keepdims=True))
         cells = np.where(seen, cells, 0.0)
         patches = np.where(seen[..., 0], cells[..., 1] * self.across + cells[..., 0], -1).astype(np.int64)
         inside = (places + 0.5) / self.patch - cells - 0.5
