@@ -21,7 +21,7 @@ import typer
 
 from openvla_ros.contract import Check
 from openvla_ros.errors import OpenvlaRosError
-from openvla_ros.policy.catalogue import DTYPES, QUANTIZATIONS
+from openvla_ros.policy.catalogue import DEFAULT, DTYPES, QUANTIZATIONS, default_checkpoint
 from openvla_ros.policy.statistics import read_statistics
 from openvla_ros.share import share_folder
 
@@ -63,6 +63,7 @@ OPTIONAL = {
     "bitsandbytes": "quantization int8 and nf4 need it: pip install 'openvla-ros[quantization]'",
     "flash_attn": "only attention 'flash' needs it; the default is torch's own kernel",
     "cv_bridge": "not needed: images are decoded without it, with the same result",
+    "mujoco": "simulation_node, sim-eval and train-default need it: pip install 'openvla-ros[simulation]'",
     "rosbags": "play, replay and make-episode need it: pip install 'openvla-ros[bags]'",
 }
 
@@ -70,7 +71,8 @@ GIB = 2**30
 
 
 def main(
-    checkpoint: Annotated[Path | None, typer.Option(help="Also look at this checkpoint folder (weights are not loaded).")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Also look at this checkpoint folder, or 'default' (weights are not "
+                                                          "loaded).")] = None,
     dtype: Annotated[str, typer.Option(help="Arithmetic that the memory estimate is for: " + ", ".join(DTYPES))] = "bfloat16",
     quantization: Annotated[str, typer.Option(help="Weight format of the estimate: " + ", ".join(QUANTIZATIONS))] = "none",
     image_topic: Annotated[str, typer.Option(help="Camera topic to look at; empty: image and image/compressed.")] = "",
@@ -110,7 +112,8 @@ def main(
     take(optional_checks())
     take([config_check()])
     if checkpoint is not None:
-        take(checkpoint_checks(checkpoint, WEIGHT_BYTES[f"{quantization}/{dtype}"], free_bytes(torch_found)))
+        folder = default_checkpoint() if str(checkpoint) == DEFAULT else checkpoint
+        take(checkpoint_checks(folder, WEIGHT_BYTES[f"{quantization}/{dtype}"], free_bytes(torch_found)))
     if isinstance(ros_found, str) or isinstance(messages_found, str):
         take([Check("running system", True, "not looked at, since ROS or openvla_msgs cannot be imported here", note=True)])
     else:
