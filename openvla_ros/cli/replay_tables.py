@@ -81,15 +81,20 @@ def show_comparison(matches: Sequence[Match], whole: Comparison | None, summary:
 
 
 def show_errors(console: Console, title: str, errors: Sequence[DimensionError], agreement: Sequence[float] | None = None) -> None:
-    """One row per dimension."""
+    """One row per dimension. agreement takes the place of two columns, so that the table fits 80 characters."""
     table = Table(title=title, title_justify="left")
-    for heading in ("", "unit", "n", "mean", "median", "95 %", "max", "bias", "r", *(("same id",) if agreement else ())):
+    last = ("median", "r") if agreement is None else ("same id",)
+    for heading in ("", "unit", "n", "mean", "95 %", "max", "bias", *last):
         table.add_column(heading, justify="left" if heading in ("", "unit") else "right", no_wrap=True)
     for row, error in enumerate(errors):
-        numbers = (error.mean_abs, error.median_abs, error.p95_abs, error.max_abs, error.bias, error.correlation)
-        table.add_row(error.name, error.unit, str(error.pairs), *("-" if value is None else f"{value:.4f}" for value in numbers),
-                      *((f"{agreement[row]:.1%}",) if agreement else ()))
+        numbers = [error.mean_abs, error.p95_abs, error.max_abs, error.bias]
+        ends = [_decimal(error.median_abs), _decimal(error.correlation)] if agreement is None else [f"{agreement[row]:.1%}"]
+        table.add_row(error.name, error.unit, str(error.pairs), *map(_decimal, numbers), *ends)
     console.print(table)
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _first_fault(faults: list[ReplayedFrame]) -> str:
