@@ -19,7 +19,8 @@ from openvla_ros.errors import OpenvlaRosError
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot read. Newer typer carries its own copy of click, so `click` would miss it."""
 
-COMMANDS = ("run", "teleop", "predict", "play", "replay", "sim-eval", "doctor", "bench", "make-checkpoint", "make-episode")
+COMMANDS = ("run", "teleop", "predict", "record", "play", "replay", "episodes", "sim-eval", "train-default", "doctor", "bench",
+            "make-checkpoint", "make-episode")
 """Each is the function `main` of `openvla_ros/cli/<name with underscores>.py`. They import torch and ROS late."""
 
 

@@ -22,7 +22,7 @@ class Recipe:
 
     The first `picture_steps` updates ask the picture's questions only, at a third of the cost; then come `steps` updates with
     instructions. batch_frames: per update, all processes together; instructions: per frame. evaluate_every: updates between
-    evaluations in closed loop, with evaluate_episodes of each task.
+    evaluations in closed loop, with evaluate_episodes of each task; trial_episodes: of each task in the card.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Recipe:
     rounds: tuple[Round, ...]
     evaluate_every: int
     evaluate_episodes: int
+    trial_episodes: int
     save_every: int = 100
     expert_driving: Driving = field(default_factory=lambda: Driving(episode_steps=20))
     policy_driving: Driving = field(default_factory=lambda: Driving(episode_steps=50, noisy_share=0.15, fingers_share=0.01, done_share=0.5))
@@ -57,11 +58,12 @@ FULL = Recipe(
     name="full", demonstrations=24_000, part=4_000, picture_steps=600, picture_rate=1.5e-3,
     schedule=Schedule(peak=1.2e-3, steps=4_200, warmup_steps=100, decay_share=0.35, floor_share=0.03),
     batch_frames=48, instructions=6, rounds=(Round(1_400, 5_000), Round(2_000, 5_000), Round(2_600, 5_000), Round(3_300, 5_000)),
-    evaluate_every=840, evaluate_episodes=50)
+    evaluate_every=840, evaluate_episodes=50, trial_episodes=200)
 
 SMOKE = Recipe(
     name="smoke", demonstrations=800, part=400, picture_steps=60, picture_rate=1.5e-3,
     schedule=Schedule(peak=1.2e-3, steps=120, warmup_steps=20, decay_share=0.35, floor_share=0.1),
-    batch_frames=24, instructions=6, rounds=(Round(120, 80),), evaluate_every=180, evaluate_episodes=2, save_every=20, worlds=4)
+    batch_frames=24, instructions=6, rounds=(Round(120, 80),), evaluate_every=180, evaluate_episodes=2,
+    trial_episodes=2, save_every=20, worlds=4)
 
 RECIPES = {recipe.name: recipe for recipe in (FULL, SMOKE)}

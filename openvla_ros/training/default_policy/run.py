@@ -1,7 +1,7 @@
 """The whole training of the default policy, from nothing to a checkpoint, in a folder from which it can go on at any time.
 
-    folder/work/     recipe.json, state.safetensors, log.jsonl, frames/, policy/ (the newest averaged weights as a checkpoint)
-    folder/checkpoint/    the result
+    folder/work/          recipe.json, state.safetensors, log.jsonl, frames/, policy/ (the newest averaged weights as a checkpoint)
+    folder/checkpoint/    the result: weights, card, plots, log
 
 All processes walk through the same stages. Whether a stage was done is seen from its files, and every random draw follows from
 (seed, stage, step, process), so a killed run that is resumed makes what it would have made.
@@ -10,10 +10,11 @@ All processes walk through the same stages. Whether a stage was done is seen fro
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,21 @@ import torch
 
 from openvla_ros.errors import TrainingError
 from openvla_ros.policy.catalogue import PolicySettings
-from openvla_ros.policy.openvla.layout import complete, write_checkpoint
+from openvla_ros.policy.openvla.layout import complete, layout_shapes, write_checkpoint
 from openvla_ros.policy.openvla.loading import load_openvla
+from openvla_ros.policy.openvla.model import ModelShape
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy
 from openvla_ros.robot import Limits
 from openvla_ros.simulation.evaluate import evaluate
 from openvla_ros.simulation.task import KINDS
 from openvla_ros.training.default_policy.batches import KEY, STATISTICS, Batches
+from openvla_ros.training.default_policy.card import plot_closed_loop, plot_training, write_card
 from openvla_ros.training.default_policy.collect import collect
 from openvla_ros.training.default_policy.frames import FrameSet, has_frames, save_frames
 from openvla_ros.training.default_policy.network import WORDS, Network, network_shape
 from openvla_ros.training.default_policy.objective import instruction_loss, picture_loss
 from openvla_ros.training.default_policy.recipe import Recipe, Round
+from openvla_ros.training.default_policy.trial import merge_shares, run_trials, write_share
 from openvla_ros.training.loop import Trainer, write_whole
 from openvla_ros.training.workers import total, wait_for_all, worker_group
 
@@ -56,8 +60,18 @@ DATA_SEED, STEP_SEED = 2, 3
 """Kinds of random draws."""
 
 
-def train(folder: Path, recipe: Recipe, seed: int, workers: int, limits: Limits, resume: bool, report: Report) -> list[dict[str, Any]]:
-    """Train, or go on training, until the recipe's last update. Returns the log: one record per measurement.
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training. trials: trial -> kind of task -> counts, rates and intervals, see `trial.merge_shares`."""
+
+    checkpoint: Path
+    parameters: int
+    log: Sequence[Mapping[str, Any]]
+    trials: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def train(folder: Path, recipe: Recipe, seed: int, workers: int, limits: Limits, resume: bool, report: Report) -> Outcome:
+    """Train, or go on training, until the recipe's last update; then evaluate and write the checkpoint with its card.
 
     Raises TrainingError if the folder is not fit, ConfigurationError, CheckpointError.
     """
@@ -65,7 +79,22 @@ def train(folder: Path, recipe: Recipe, seed: int, workers: int, limits: Limits,
     prepare(work, recipe, seed, workers, resume)
     with worker_group(work, workers, run_stages, work, recipe, seed, workers, limits, None):
         run_stages(0, work, recipe, seed, workers, limits, report)
-    return read_log(work)
+    return finish(folder, recipe, seed, workers)
+
+
+def finish(folder: Path, recipe: Recipe, seed: int, workers: int, remarks: str = "") -> Outcome:
+    """Write the checkpoint of a training whose stages are all done. remarks: what else its card should say."""
+    work, shape = folder / "work", network_shape()
+    trainer = Trainer(Network(shape, seed))
+    trainer.load(work / "state.safetensors")
+    log, trials = read_log(work), merge_shares(work, workers)
+    frames = len(FrameSet(work / "frames", frame_names(recipe, workers, recipe.last_step)))
+    parameters = sum(math.prod(size) for size in layout_shapes(shape).values())
+    card = write_card(recipe, seed, workers, shape, parameters, log, trials, frames, remarks)
+    extra = {"training_log.jsonl": (work / "log.jsonl").read_bytes(), "evaluation.json": (json.dumps(trials, indent=1) + "\n").encode(),
+             "training.png": plot_training(log), "closed_loop.png": plot_closed_loop(log, trials)}
+    write_policy(folder / "checkpoint", trainer, shape, card, extra)
+    return Outcome(folder / "checkpoint", parameters, log, trials)
 
 
 def prepare(work: Path, recipe: Recipe, seed: int, workers: int, resume: bool) -> None:
@@ -121,7 +150,7 @@ class Run:
             if self.is_measured_at(step) and not any(record["step"] == step and "closed_loop" in record for record in read_log(self.work)):
                 self.measure()
             if step >= recipe.last_step:
-                return
+                return self.try_out()
             self.learn(until=min(event for event in self.events() if event > step))
 
     def is_measured_at(self, step: int) -> bool:
@@ -170,11 +199,7 @@ class Run:
 
     def frames(self) -> FrameSet:
         """Everything that was collected up to this update."""
-        names = [frame_name("demonstrations", part, worker) for part in range(demonstration_parts(self.recipe, self.workers))
-                 for worker in range(self.workers)]
-        names += [frame_name("round", number, worker) for number, turn in enumerate(self.recipe.rounds, start=1)
-                  if turn.step <= self.trainer.step for worker in range(self.workers)]
-        return FrameSet(self.work / "frames", names)
+        return FrameSet(self.work / "frames", frame_names(self.recipe, self.workers, self.trainer.step))
 
     # ------------------------------------------------------------------ learning
 
@@ -240,7 +265,16 @@ class Run:
         wait_for_all()
 
 
-def write_policy(folder: Path, trainer: Trainer, shape: Any, card: str, extra: Mapping[str, bytes] | None = None) -> int:
+    def try_out(self) -> None:
+        """The trials of the card."""
+        if not (self.work / f"trial-{self.worker}.json").is_file():
+            counted = run_trials(self.current_policy().act_batch, self.limits, self.recipe.trial_episodes, self.worker, self.workers,
+                                 self.report)
+            write_share(self.work, self.worker, counted)
+        wait_for_all()
+
+
+def write_policy(folder: Path, trainer: Trainer, shape: ModelShape, card: str, extra: Mapping[str, bytes] | None = None) -> int:
     """The averaged weights in the published layout; returns the number of stored parameters. The training heads are left out."""
     tensors = {name.removeprefix("model."): tensor for name, tensor in trainer.average.items() if name.startswith("model.")}
     statistics = {"action": {"q01": STATISTICS.q01.tolist(), "q99": STATISTICS.q99.tolist(), "mask": STATISTICS.mask.tolist()}}
@@ -250,6 +284,13 @@ def write_policy(folder: Path, trainer: Trainer, shape: Any, card: str, extra: M
 def demonstration_parts(recipe: Recipe, workers: int) -> int:
     """Files per process of the expert's frames."""
     return -(-recipe.demonstrations // (recipe.part * workers))
+
+
+def frame_names(recipe: Recipe, workers: int, step: int) -> list[str]:
+    """Of every collection that is there at an update."""
+    collections = [("demonstrations", part) for part in range(demonstration_parts(recipe, workers))]
+    collections += [("round", number) for number, turn in enumerate(recipe.rounds, start=1) if turn.step <= step]
+    return [frame_name(stage, number, worker) for stage, number in collections for worker in range(workers)]
 
 
 def frame_name(stage: str, number: int, worker: int) -> str:
