@@ -8,13 +8,15 @@ SHELL := /bin/bash
 # An apt ROS or another environment of ROS wheels in the calling shell must not lend its libraries to ours.
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH
 
-# make run: what to play, what to run, on which robot, with which text. ARGS goes as it is to openvla-ros run, or to pytest.
-BAG ?= build/synthetic_episode
-CHECKPOINT ?= build/tiny_checkpoint
+# make run: what to play (nothing: a simulation), what to run, on which robot, with which text. ARGS goes as it is to openvla-ros run,
+# or to pytest.
+BAG ?=
+CHECKPOINT ?=
 ROBOT ?=
 INSTRUCTION ?=
 ARGS ?=
 SEED ?= 0
+BEGAN_MS := $(shell date +%s%3N)
 export BAG CHECKPOINT ROBOT INSTRUCTION  # the shell quotes them, so blanks and apostrophes are safe
 
 help: ## this list
@@ -23,10 +25,11 @@ help: ## this list
 setup: ## make .venv with ROS 2 Jazzy, openvla_msgs and this package; nothing to do when it is there and up to date
 	@./setup.sh
 
-# Without BAG and CHECKPOINT: an untrained model of the true architecture and a small synthetic episode, made once.
-run: setup $(filter build/tiny_checkpoint build/synthetic_episode,$(BAG) $(CHECKPOINT)) ## run the main job: make run [BAG=dir] [CHECKPOINT=dir] [ROBOT=name] [INSTRUCTION="text"] [ARGS="..."]
-	@.venv/bin/openvla-ros run --bag "$$BAG" --checkpoint "$$CHECKPOINT" \
-	  $(if $(ROBOT),--robot "$$ROBOT") $(if $(INSTRUCTION),--instruction "$$INSTRUCTION") $(ARGS)
+# build/tiny_checkpoint (an untrained model of the true architecture) and build/synthetic_episode are made when they are named.
+run: setup $(filter build/tiny_checkpoint build/synthetic_episode,$(BAG) $(CHECKPOINT)) ## a simulated arm that takes typed instructions: make run [INSTRUCTION="text"] [SEED=n] [BAG=dir] [CHECKPOINT=dir] [ROBOT=name] [ARGS="..."]
+	@took=$$(($$(date +%s%3N) - $(BEGAN_MS))); echo "set-up: $$((took / 1000)).$$((took / 100 % 10)) s"
+	@.venv/bin/openvla-ros run $(if $(BAG),--bag "$$BAG") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") \
+	  $(if $(ROBOT),--robot "$$ROBOT") $(if $(INSTRUCTION),--instruction "$$INSTRUCTION") --seed $(SEED) $(ARGS)
 
 # Both commands make beside and move into place, so an interrupted one is never taken for a whole one.
 build/tiny_checkpoint: | setup

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
 from openvla_ros.bags.episode import EpisodeSettings, make_episode
 from openvla_ros.cli import app, run, surroundings
@@ -129,6 +135,9 @@ def test_the_report_says_what_went_wrong_first_and_where_chunks_went() -> None:
 # ---------------------------------------------------------------------- the whole system
 
 
+NODES = ("policy_node", "command_node", "simulation_node")
+
+
 class System:
     """One `openvla-ros run` as a process, and the processes that it started."""
 
@@ -136,10 +145,10 @@ class System:
         self.logs = folder / "logs"
         self.out, self.err = (folder / "out").open("w+"), (folder / "err").open("w+")
         patient = folder / "patient.yaml"  # a loaded computer is slow, but that is not what is tested here
-        patient.write_text("/**:\n  ros__parameters:\n    max_observation_age_s: 5.0\n")
+        patient.write_text("".join(f"/**/{name}:\n  ros__parameters:\n    max_observation_age_s: 5.0\n" for name in NODES[:2]))
         command = [sys.executable, "-c", "from openvla_ros.cli.app import main; main()", "run", "--log-dir", str(self.logs),
                    "--params-file", str(patient), "--threads", "1", *arguments]
-        self.process = subprocess.Popen(command, env=environment, stdout=self.out, stderr=self.err)
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=self.out, stderr=self.err)
         self.family: dict[int, psutil.Process] = {}
 
     def parts(self) -> dict[str, psutil.Process]:
@@ -151,7 +160,7 @@ class System:
                 line = " ".join(child.cmdline())
             except psutil.Error:
                 continue
-            found |= {name: child for name in ("policy_node", "command_node") if f"{name}:main" in line}
+            found |= {name: child for name in NODES if f"{name}:main" in line}
             if "app:main play" in line:
                 found["player"] = child
         return found
@@ -165,6 +174,12 @@ class System:
     def until_playing(self) -> None:
         self.until(lambda: set(self.parts()) == {"policy_node", "command_node", "player"})
         self.until(lambda: "listening" in (self.logs / "policy_node.log").read_text())  # it has found the camera
+
+    def say(self, *lines: str) -> None:
+        """Give it these lines, and the end of its input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        self.process.stdin.close()
 
     def ended(self) -> int:
         self.process.wait(DEADLINE_S)
@@ -204,6 +219,8 @@ def system(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Callab
         for child in one.family.values():
             if child.is_running():
                 child.kill()
+        if one.process.stdin is not None:
+            one.process.stdin.close()
         one.out.close()
         one.err.close()
 
@@ -304,3 +321,114 @@ def test_on_a_robot_the_driver_is_hold(system: Callable[..., System], ros_domain
     assert "driver is HOLD: nothing moves" in live.said() and "/left/set_driver" in live.said()
     assert "driver at the end HOLD" in live.said()
     assert not live.left_over()
+
+
+# ---------------------------------------------------------------------- in the simulation
+
+
+@pytest.fixture
+def simulation(system: Callable[..., System], tmp_path: Path) -> Callable[..., System]:
+    """A run with the simulation and the policy that draws circles: none of what is tested here asks for skill."""
+    pytest.importorskip("mujoco", reason="needs the simulation")
+    return lambda *arguments: system("--checkpoint", "scripted", *arguments)
+
+
+@pytest.mark.ros
+def test_lines_of_a_pipe_are_done_one_after_the_other(simulation: Callable[..., System]) -> None:
+    live = simulation("--json")
+    live.say("reset 5", "move to the green block", "x" * 300, "")
+    assert live.ended() == 0, live.said()
+    summary = live.result()
+    assert summary["tasks"] == [{"instruction": "move to the green block", "outcome": "not done", "steps": 30, "wrong": ""}]
+    assert summary["steps_started"] >= 25 and summary["driver"] == "HOLD" and not summary["headline"]
+    assert list(summary["start_s"]) == ["start", "loading", "first motion"] and all(took_s >= 0.0 for took_s in summary["start_s"].values())
+    assert summary["file_notes"] == [] and summary["files"] == {"plot": str(live.logs / "run.png"), "film": str(live.logs / "run.gif")}
+    with Image.open(summary["files"]["film"]) as gif:
+        assert gif.n_frames > 10
+    assert not live.left_over()
+
+
+@pytest.mark.ros
+def test_a_simulation_that_dies_is_named_and_the_arm_is_silent(simulation: Callable[..., System], monkeypatch: pytest.MonkeyPatch) -> None:
+    domain = surroundings.free_domain()
+    live = simulation("--domain", str(domain), "--plain")
+    said = Path(live.out.name)
+    live.until(lambda: "first motion" in said.read_text())
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    with heard_trajectories(domain) as heard:
+        live.until(lambda: len(heard) > 2)
+        live.parts()["simulation_node"].kill()
+        killed_at = time.monotonic()
+        assert live.ended() == 1, live.said()
+        assert "error: simulation_node was ended by SIGKILL" in live.said() and "simulation_node.log" in live.said()
+        assert heard[-1] < killed_at + CLOCK_STANDS_STILL_S
+    assert not live.left_over()
+
+
+CLOCK_STANDS_STILL_S = 2.0
+"""A clock that stands still stops the arm after 0.25 s, and the run stops it too; the rest is for a loaded computer."""
+
+
+@contextmanager
+def heard_trajectories(domain: int) -> Iterator[list[float]]:
+    """When each command to the arm was heard [s, steady]."""
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from trajectory_msgs.msg import JointTrajectory
+
+    heard: list[float] = []
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node("ear", context=context)
+    node.create_subscription(JointTrajectory, "arm_controller/joint_trajectory", lambda message: heard.append(time.monotonic()), 10)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        executor.shutdown()
+        thread.join()
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)
+
+
+@pytest.mark.ros
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed; apt install tmux")
+def test_instructions_are_typed_while_it_runs(clean_environment: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("mujoco", reason="needs the simulation")
+    tmux = ["tmux", "-S", str(tmp_path / "tmux"), "-f", os.devnull]
+    environment = {**clean_environment, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+
+    def ask(*words: str) -> str:
+        return subprocess.run([*tmux, *words], env=environment, capture_output=True, text=True, timeout=20, check=True).stdout
+
+    def until(pattern: str) -> None:
+        end = time.monotonic() + DEADLINE_S
+        while not re.search(pattern, screen := ask("capture-pane", "-p", "-J", "-S", "-200")):
+            assert time.monotonic() < end, f"waited for {pattern!r} on the screen:\n{screen}"
+            time.sleep(0.1)
+
+    run_it = shlex.join([sys.executable, "-c", "from openvla_ros.cli.app import main; main()", "run", "--checkpoint", "scripted",
+                         "--log-dir", str(tmp_path / "logs")])
+    try:
+        ask("new-session", "-d", "-x", "120", "-y", "45", f"stty -g; {run_it}; echo code=$?; stty -g; sleep 60")
+        until(r"first motion: .*\n(.*\n)*.*scene, seed 0")
+        ask("send-keys", "-l", "pick up the blx")
+        until(r"> pick up the blx")
+        ask("send-keys", "BSpace")
+        ask("send-keys", "-l", "ue block")
+        ask("send-keys", "Enter")
+        until(r"instruction +│ pick up the blue block(.*\n)*.*step [1-9]")
+        ask("send-keys", "Enter")
+        until(r"> \(stop\)(.*\n)*.*instruction +│ none yet")
+        ask("send-keys", "-l", "Reset 7")
+        ask("send-keys", "Enter")
+        until(r"scene 7: red, green, blue block and a plate(.*\n)*.*scene, seed 7")
+        ask("send-keys", "C-c")
+        until(r"(?s)pick up the blue block: broken off after \d+ steps.*film +.*run\.gif.*code=0")
+        before, after = re.findall(r"^[0-9a-f:]{40,}$", ask("capture-pane", "-p", "-J", "-S", "-200"), re.MULTILINE)
+        assert before == after, "the terminal was given back"
+    finally:
+        subprocess.run([*tmux, "kill-server"], capture_output=True, timeout=20, check=False)
