@@ -31,6 +31,8 @@ ROBOT = "wx250s_sim"
 EXPERT, RANDOM = "expert", "random"
 """Checkpoint names of those who are no policy: the scripted expert, which sees the truth, and chance."""
 
+EXPERT_NOTE = "the expert sees where everything is, which no policy does"
+
 CANONICAL, TRAINING, HELD_OUT = PHRASES = ("canonical", "training", "held-out")
 
 PACKAGES = ("openvla_ros", "mujoco-core", "mujoco", "torch", "numpy")
@@ -47,6 +49,15 @@ class Request:
     phrases: str
     instruction_control: str
     image_control: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found. notes: what a user must know about the policy. command_path: None where no ROS was in between."""
+
+    results: Mapping[str, TaskResult]
+    notes: tuple[str, ...] = ()
+    command_path: Mapping[str, object] | None = None
 
 
 def main(
@@ -83,21 +94,20 @@ def main(
     if through_ros:
         check_for_ros(request, settings)
     begin = perf_counter()
-    command_path: Mapping[str, object] | None = None
     with progress_bar(len(request.kinds) * episodes, quiet=as_json) as progress:
-        if through_ros:
-            results, command_path = run_through_ros(request, threads, real_time_factor, progress)
-        else:
-            results = run_here(request, settings | ({"threads": threads} if threads else {}), batch, progress)
-    report = to_report(request, results, command_path, perf_counter() - begin)
+        outcome = (run_through_ros(request, threads, real_time_factor, progress) if through_ros else
+                   run_here(request, settings | ({"threads": threads} if threads else {}), batch, progress))
+    report = to_report(request, outcome, perf_counter() - begin)
     if plot is not None:
         from openvla_ros.cli.sim_eval_plot import write_plot  # late: matplotlib takes a second
 
-        write_plot(results, title(request), plot)
+        write_plot(outcome.results, title(request), plot)
     if as_json:
         print(json.dumps(report))
     else:
-        show(request, results, report, plot)
+        show(request, outcome, report)
+        if plot is not None:
+            typer.echo(f"picture: {plot}")
 
 
 def check(checkpoint: str, tasks: str, seeds: range, phrases: str, instruction_control: str, image_control: str) -> Request:
@@ -125,29 +135,30 @@ def check(checkpoint: str, tasks: str, seeds: range, phrases: str, instruction_c
     return Request(checkpoint, kinds, seeds, phrases, instruction_control, image_control)
 
 
-def run_here(request: Request, settings: Mapping[str, object], batch: int, progress: Callable[[int, int], None]) -> dict[str, TaskResult]:
+def run_here(request: Request, settings: Mapping[str, object], batch: int, progress: Callable[[int, int], None]) -> Outcome:
     """In this process, many episodes side by side. Raises OpenvlaRosError."""
     from openvla_ros.ros.profile import read_robot
     from openvla_ros.simulation.evaluate import evaluate
 
     limits = read_robot(ROBOT).limits
-    act, close = open_actor(request, settings)
+    act, notes, close = open_actor(request, settings)
     try:
-        return evaluate(act, limits, request.kinds, request.seeds, batch=batch, instruction_control=request.instruction_control,
+        results = evaluate(act, limits, request.kinds, request.seeds, batch=batch, instruction_control=request.instruction_control,
                         image_control=request.image_control, phrases=templates(request.phrases), progress=progress)
     finally:
         close()
+    return Outcome(results, notes)
 
 
-def open_actor(request: Request, settings: Mapping[str, object]) -> tuple[Act | StateActor, Callable[[], None]]:
-    """(whoever acts, what frees its memory). Raises OpenvlaRosError."""
+def open_actor(request: Request, settings: Mapping[str, object]) -> tuple[Act | StateActor, tuple[str, ...], Callable[[], None]]:
+    """(whoever acts, what must be known about it, what frees its memory). Raises OpenvlaRosError."""
     from openvla_ros.policy.catalogue import DEFAULT, SCRIPTED, read_profile
     from openvla_ros.simulation import evaluate
 
     if request.checkpoint == EXPERT:
-        return evaluate.EXPERT, lambda: None
+        return evaluate.EXPERT, (EXPERT_NOTE,), lambda: None
     if request.checkpoint == RANDOM:
-        return evaluate.random_actor(request.seeds.start), lambda: None
+        return evaluate.random_actor(request.seeds.start), (), lambda: None
     if request.checkpoint == SCRIPTED:
         raise ConfigurationError("the scripted policy draws a circle and does no task. Name a checkpoint, or compare with 'random'.")
     try:
@@ -156,7 +167,7 @@ def open_actor(request: Request, settings: Mapping[str, object]) -> tuple[Act | 
         raise DependencyMissing(f"a checkpoint needs the Python package {error.name!r}, which is not installed. Install it with: "
                                 "pip install 'openvla-ros[policy,simulation]'") from error
     policy = load_openvla(read_profile(DEFAULT, checkpoint=request.checkpoint, **settings), progress=False)
-    return policy.act_batch, policy.close
+    return policy.act_batch, policy.notes, policy.close
 
 
 def check_for_ros(request: Request, settings: Mapping[str, object]) -> None:
@@ -177,14 +188,13 @@ def check_for_ros(request: Request, settings: Mapping[str, object]) -> None:
                                 "workspace, or leave --ros out.")
 
 
-def run_through_ros(request: Request, threads: int, real_time_factor: float, progress: Callable[[int, int], None],
-                    ) -> tuple[Mapping[str, TaskResult], Mapping[str, object]]:
-    """(results, how the command path went), through the nodes as processes. Raises OpenvlaRosError."""
+def run_through_ros(request: Request, threads: int, real_time_factor: float, progress: Callable[[int, int], None]) -> Outcome:
+    """Through the nodes, as processes. Raises OpenvlaRosError."""
     from openvla_ros.ros.simulation_trial import run_trials
 
     trials = run_trials(request.checkpoint, request.kinds, request.seeds, instruction_control=request.instruction_control,
                         phrases=templates(request.phrases), real_time_factor=real_time_factor, threads=threads or 1, progress=progress)
-    return trials.results, trials.timing.to_mapping()
+    return Outcome(trials.results, (EXPERT_NOTE,) if request.checkpoint == EXPERT else (), trials.timing.to_mapping())
 
 
 def templates(phrases: str) -> Mapping[str, Sequence[str]] | None:
@@ -204,15 +214,14 @@ def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int, int], None]
         yield lambda done, all_of_them: bar.update(task, completed=done, total=all_of_them)
 
 
-def to_report(request: Request, results: Mapping[str, TaskResult], command_path: Mapping[str, object] | None,
-              seconds: float) -> dict[str, Any]:
-    """The result for JSON. command_path: None where no ROS was in between."""
+def to_report(request: Request, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """The outcome for JSON."""
     return {
-        "checkpoint": request.checkpoint, "through": "process" if command_path is None else "ros",
-        "tasks": {kind: result.to_mapping() for kind, result in results.items()},
+        "checkpoint": request.checkpoint, "notes": list(outcome.notes), "through": "process" if outcome.command_path is None else "ros",
+        "tasks": {kind: result.to_mapping() for kind, result in outcome.results.items()},
         "first_seed": request.seeds.start, "episodes": len(request.seeds), "phrases": request.phrases,
         "instruction_control": request.instruction_control or None, "image_control": request.image_control or None,
-        "command_path": command_path, "seconds": round(seconds, 1), "versions": versions(),
+        "command_path": outcome.command_path, "seconds": round(seconds, 1), "versions": versions(),
     }
 
 
@@ -234,14 +243,14 @@ def title(request: Request) -> str:
     return f"{request.checkpoint}, layouts {request.seeds.start} to {request.seeds.stop - 1}" + "".join(f", {text}" for text in controls)
 
 
-def show(request: Request, results: Mapping[str, TaskResult], report: Mapping[str, Any], plot: Path | None) -> None:
-    """The result in a terminal."""
+def show(request: Request, outcome: Outcome, report: Mapping[str, Any]) -> None:
+    """The outcome in a terminal."""
     console = Console()
     table = Table(title=title(request), title_justify="left")
     table.add_column("task", no_wrap=True)
     for heading in ("done", "rate (95 %)", *(("told done",) if request.instruction_control else ()), "wrong", "steps", "stuck", "faults"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for kind, result in results.items():
+    for kind, result in outcome.results.items():
         counted = report["tasks"][kind]
         low, high = counted["interval_95"]
         told = (f"{result.told_successes}/{result.count}",) if request.instruction_control else ()
@@ -249,14 +258,15 @@ def show(request: Request, results: Mapping[str, TaskResult], report: Mapping[st
         table.add_row(kind, f"{result.successes}/{result.count}", f"{result.rate:.0%} ({low:.0%}..{high:.0%})", *told,
                       str(result.wrong), steps, str(counted["stuck"]), str(counted["faults"]))
     console.print(table)
-    for kind in results:
+    for note in outcome.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    for kind in outcome.results:
         failed = report["tasks"][kind]["failed_seeds"]
         if failed and not (request.instruction_control or request.image_control):
             listed = ", ".join(map(str, failed[:12])) + (" ..." if len(failed) > 12 else "")
             console.print(f"{kind}: not done in the layouts {listed}", highlight=False)
-    if report["command_path"] is not None:
-        console.print("command path: " + ", ".join(f"{name} {value}" for name, value in report["command_path"].items()), highlight=False)
+    for name, value in (outcome.command_path or {}).items():
+        spoken = ", ".join(f"{part} {number}" for part, number in value.items()) if isinstance(value, Mapping) else value
+        console.print(f"command path: {name}: {spoken or 'none'}", markup=False, highlight=False)
     console.print(f"{report['seconds']:g} s through {'ROS' if report['through'] == 'ros' else 'this process'}; "
                   + ", ".join(f"{name} {number}" for name, number in report["versions"].items()), highlight=False, style="dim")
-    if plot is not None:
-        console.print(f"picture: {plot}", markup=False)

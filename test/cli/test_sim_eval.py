@@ -51,6 +51,7 @@ def test_an_untrained_checkpoint_runs_in_batches_and_does_nothing_useful(tmp_pat
                        "--threads", "1", "--image-control", "blank")
     reach = report["tasks"]["reach"]
     assert reach["successes"] == 0 and reach["faults"] == 0 and reach["episodes"] == 3
+    assert "random numbers" in report["notes"][0]
 
 
 def test_table_and_picture_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
