@@ -80,7 +80,7 @@ EXTRAS = {
     ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
-EXTRAS["viewer"] = ["rerun-sdk>=0.20"]  # --rerun; not in `all`: it is large, and nothing else needs it
+EXTRAS["viewer"] = ["rerun-sdk>=0.23"]  # --rerun; not in `all`: it is large, and nothing else needs it
 
 
 def version() -> str:
