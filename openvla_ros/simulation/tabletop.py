@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
@@ -24,6 +26,9 @@ FINGER_JOINTS = ("left_finger", "right_finger")
 TOOL_LINK = "wx250s/ee_gripper_link"
 
 TIMESTEP_S = 0.004
+
+RAMP_STEPS = 5
+"""A target too far away for a joint's top speed is followed in pieces of so many time steps."""
 
 STRAIGHT_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 """Rotation of the tool that points at the table: fixed-axis pitch of 90 degrees. The fingers open along y."""
@@ -84,6 +89,8 @@ class Tabletop:
         self._qpos = np.array([joint.qposadr[0] for joint in joints])
         self._dofs = np.array([joint.dofadr[0] for joint in joints])
         self._ranges = np.array([joint.range for joint in joints])  # [8, 2]
+        self._speeds_rad_s = _joint_speeds()  # [6]
+        self._wanted = np.zeros(len(ARM_JOINTS))
         self._arm_motors = np.array([model.actuator(name).id for name in ARM_JOINTS])
         self._finger_motor = model.actuator("left_finger").id
         self._tool = model.body(TOOL_LINK).id
@@ -141,16 +148,20 @@ class Tabletop:
         joints, _ = self.inverse(Pose(where.start_m, STRAIGHT_DOWN), ELBOW_UP, max_step_rad=np.inf)
         self._data.qpos[self._qpos] = [*joints, self.finger_range_m[1], -self.finger_range_m[1]]
         self.set_arm_target(joints)
+        self._data.ctrl[self._arm_motors] = self._wanted
         self.set_finger_target(self.finger_range_m[1])
         mujoco.mj_forward(self._model, self._data)
 
     def set_arm_target(self, positions_rad: Sequence[float] | FloatArray) -> None:
-        """Where the six joints are to go; beyond a limit they go to it. Raises StateError for another count, NaN and infinity."""
+        """Where the six joints are to go, as fast as the URDF lets them; beyond a limit they go to it.
+
+        Raises StateError for another number of joints, NaN and infinity; the target before then stays.
+        """
         wanted = np.asarray(positions_rad, dtype=np.float64)
         if wanted.shape != (len(ARM_JOINTS),) or not np.isfinite(wanted).all():
             raise StateError(f"targets of the joints are {wanted.tolist()}, expected {len(ARM_JOINTS)} finite numbers: "
                              f"{', '.join(ARM_JOINTS)}.")
-        self._data.ctrl[self._arm_motors] = np.clip(wanted, *self._ranges[:6].T)
+        self._wanted = np.clip(wanted, *self._ranges[:6].T)
 
     def set_finger_target(self, position_m: float) -> None:
         """Where left_finger is to go; right_finger mirrors it; beyond a limit it goes to that. Raises StateError for NaN and infinity."""
@@ -160,7 +171,14 @@ class Tabletop:
 
     def advance(self, duration_s: float) -> None:
         """Let time pass, in whole time steps of 4 ms; the targets hold."""
-        mujoco.mj_step(self._model, self._data, max(1, round(duration_s / TIMESTEP_S)))
+        left = max(1, round(duration_s / TIMESTEP_S))
+        while left:
+            missing = self._wanted - self._data.ctrl[self._arm_motors]
+            furthest = self._speeds_rad_s * min(left, RAMP_STEPS) * TIMESTEP_S
+            steps = min(left, RAMP_STEPS) if (np.abs(missing) > furthest).any() else left
+            self._data.ctrl[self._arm_motors] += np.clip(missing, -furthest, furthest)
+            mujoco.mj_step(self._model, self._data, steps)
+            left -= steps
 
     # ------------------------------------------------------------------ look
 
@@ -266,9 +284,20 @@ def _pose_error(wanted: Pose, position_m: FloatArray, rotation: FloatArray) -> F
     return np.concatenate([wanted.position_m - position_m, LEVER_M * angle])
 
 
+def _urdf() -> Path:
+    return share_folder() / "config" / "robots" / "wx250s.urdf"
+
+
+def _joint_speeds() -> FloatArray:
+    """[6] the URDF's limits [rad/s]: the one number that MuJoCo's import leaves out."""
+    limits = {joint.get("name"): joint.find("limit") for joint in ElementTree.parse(_urdf()).iter("joint")}
+    found = [limits[name] for name in ARM_JOINTS]
+    return np.array([float(limit.get("velocity", "0")) for limit in found if limit is not None])
+
+
 def _model() -> Any:
     """The URDF's arm with motors, in front of it a table, four blocks and a plate."""
-    spec = mujoco.MjSpec.from_file(str(share_folder() / "config" / "robots" / "wx250s.urdf"))
+    spec = mujoco.MjSpec.from_file(str(_urdf()))
     spec.compiler.fusestatic = False  # else the tool's link would be gone
     spec.compiler.discardvisual = False  # else the painted finger tips would be
     spec.option.timestep = TIMESTEP_S
