@@ -88,8 +88,8 @@ def main(
     It says nothing about a real arm.
     """
     request = check(checkpoint, tasks, range(seed, seed + episodes), phrases, instruction_control, image_control)
-    if plot is not None and not plot.parent.is_dir():
-        raise ConfigurationError(f"--plot {plot}: there is no folder {plot.parent}. Make it first.")
+    if plot is not None:
+        check_plot(plot)
     settings = {name: value for name, value in (("unnorm_key", unnorm_key), ("device", device), ("dtype", dtype)) if value}
     if through_ros:
         check_for_ros(request, settings)
@@ -133,6 +133,14 @@ def check(checkpoint: str, tasks: str, seeds: range, phrases: str, instruction_c
     if image_control and checkpoint == EXPERT:
         raise ConfigurationError("the expert looks at no picture, so --image-control would change nothing. Name a checkpoint.")
     return Request(checkpoint, kinds, seeds, phrases, instruction_control, image_control)
+
+
+def check_plot(path: Path) -> None:
+    """Refuse now what would lose a long evaluation at its end. Raises ConfigurationError, DependencyMissing."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--plot {path}: there is no folder {path.parent}. Make it first.")
+    if find_spec("matplotlib") is None:
+        raise DependencyMissing("--plot needs matplotlib. Install it with: pip install 'openvla-ros[simulation]'")
 
 
 def run_here(request: Request, settings: Mapping[str, object], batch: int, progress: Callable[[int, int], None]) -> Outcome:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openvla_ros.contract import STEP_S
-from openvla_ros.errors import ConfigurationError, DependencyMissing
+from openvla_ros.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from openvla_ros.simulation.evaluate import TaskResult
@@ -18,11 +18,9 @@ WRONG, INK = "#c23b22", "#22272e"
 
 
 def write_plot(results: Mapping[str, TaskResult], title: str, path: Path) -> None:
-    """Write a PNG, whole or not at all. Raises DependencyMissing without matplotlib, ConfigurationError if it cannot be written."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise DependencyMissing("--plot needs matplotlib. Install it with: pip install 'openvla-ros[simulation]'") from error
+    """Write a PNG, whole or not at all. Raises ConfigurationError if it cannot be written."""
+    from matplotlib.figure import Figure  # late: it takes a second
+
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained", facecolor="white")
     rates, times = figure.subplots(1, 2, width_ratios=(2, 3))
     draw_rates(rates, results)
