@@ -21,7 +21,8 @@ SENSOR_TYPES = frozenset(f"sensor_msgs/msg/{name}" for name in (
     "BatteryState", "CameraInfo", "CompressedImage", "FluidPressure", "Image", "Imu", "LaserScan", "MagneticField", "PointCloud2",
     "Range", "Temperature"))
 
-# Types that report or command, depending on the name: the last part, or some part, of the topic name decides.
+# Types that report or command, depending on the name: the last part, or some part, of the topic name decides. /diagnostics is none of
+# them: what the nodes of that day said about themselves would be taken for the living ones of the same name.
 NAMED_TYPES: Mapping[str, re.Pattern[str]] = {
     "sensor_msgs/msg/JointState": re.compile(r"(.*/)?joint_states"),
     "std_msgs/msg/String": re.compile(r"(.*/)?(instruction|robot_description)"),
@@ -29,7 +30,6 @@ NAMED_TYPES: Mapping[str, re.Pattern[str]] = {
     "geometry_msgs/msg/PoseStamped": re.compile(r"(.*/)?state/[^/]+"),
     "geometry_msgs/msg/WrenchStamped": re.compile(r"(.*/)?state/[^/]+"),
     "tf2_msgs/msg/TFMessage": re.compile(r"(.*/)?tf(_static)?"),
-    "diagnostic_msgs/msg/DiagnosticArray": re.compile(r"/diagnostics"),
 }
 
 # Parts of a name that command an arm, a gripper, a controller or a node, whatever the type.

@@ -31,7 +31,7 @@ def topic(name: str, kind: str = IMAGE, count: int = 3, quality: Quality | None 
     ("/camera/camera_info", "sensor_msgs/msg/CameraInfo"), ("/joint_states", "sensor_msgs/msg/JointState"),
     ("/wx250s/joint_states", "sensor_msgs/msg/JointState"), ("/instruction", STRING), ("/left/robot_description", STRING),
     ("/state/ee_pose", "geometry_msgs/msg/PoseStamped"), ("/state/gripper", "std_msgs/msg/Float64"), ("/tf", "tf2_msgs/msg/TFMessage"),
-    ("/tf_static", "tf2_msgs/msg/TFMessage"), ("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray")])
+    ("/tf_static", "tf2_msgs/msg/TFMessage")])
 def test_sensing_topics(name: str, kind: str) -> None:
     assert is_sensing(name, kind)
 
@@ -47,7 +47,8 @@ def test_sensing_topics(name: str, kind: str) -> None:
     ("/isaac/joint_command", "sensor_msgs/msg/JointState"), ("/commanded_joint_states", "sensor_msgs/msg/JointState"),
     ("/teleop/state/pose", "geometry_msgs/msg/PoseStamped"), ("/state/target", "geometry_msgs/msg/PoseStamped"),
     ("/goal_pose", "geometry_msgs/msg/PoseStamped"), ("/gripper", "std_msgs/msg/Float64"), ("/script", STRING),
-    ("/view_target", "geometry_msgs/msg/PointStamped"), ("/anything", "unknown_msgs/msg/Thing"), ("/commands/picture", IMAGE)])
+    ("/view_target", "geometry_msgs/msg/PointStamped"), ("/anything", "unknown_msgs/msg/Thing"), ("/commands/picture", IMAGE),
+    ("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray"), ("/parameter_events", "rcl_interfaces/msg/ParameterEvent")])
 def test_commanding_and_unknown_topics_are_not_sensing(name: str, kind: str) -> None:
     assert not is_sensing(name, kind)
 
