@@ -31,8 +31,9 @@ from openvla_ros.robot import RobotProfile
 LATENCY_S = 0.15
 """From the log time of a picture to the arrival of its answer, unless said otherwise: OpenVLA-7B on a good GPU."""
 
-AFTER_S = 0.5
-"""The pilot runs on for so long after the last answer: the last step ends, and no chunk is overdue yet."""
+BEFORE_S, AFTER_S = 0.5, 0.5
+"""The pilot runs for so long before the first frame, to hear from the arm, and after the last answer: the last step ends, and no chunk
+is overdue yet."""
 
 JOINT_STATES, NUMBER = "sensor_msgs/msg/JointState", "std_msgs/msg/Float64"
 ENDINGS: Mapping[str, str] = {"/driver": STRING, "/joint_states": JOINT_STATES, "/teleop/delta_twist_cmds": TWIST,
@@ -61,7 +62,7 @@ class CommandRun:
 class _Event(NamedTuple):
     at_ns: int
     order: int  # at the same time: first what the arm and the human say, then the policy
-    act: Callable[[], None]
+    act: Callable[[Now], None]  # is told its own time, which lies a little before the tick's
 
 
 def command(recording: Recording, frames: Sequence[ReplayedFrame], profile: RobotProfile, kinematics: Kinematics | None = None,
@@ -90,7 +91,7 @@ class _Run:
             raise BagError(f"recording {recording.path} has no joint_states, which robot {profile.name!r} is measured by. Choose a profile "
                            "without an arm, such as wx250s_replay, or record joint_states too.")
         self._topics = topics
-        self._now = Now(0, 0)
+        self._first_ns = min(frames[0].stamp_ns, frames[0].log_ns)
         self._state: RobotState | None = None
         self._received: list[ReceivedChunk] = []
         self._asked = Driver.HOLD  # what the recording, or nobody, asked for last
@@ -99,23 +100,23 @@ class _Run:
 
     def run(self) -> CommandRun:
         period_ns = round(SECOND_NS / self._pilot.settings.rate_hz)
-        events = merge(self._spoken(), self._answers(), key=lambda event: event[:2])
-        first_ns, event = self._frames[0].log_ns, next(events, None)
-        now_ns, end_ns = first_ns, self._frames[-1].log_ns + self._latency_ns + round(AFTER_S * SECOND_NS)
+        events = merge(self._spoken(), self._wishes(), self._answers(), key=lambda event: event[:2])
+        event = next(events, None)
+        now_ns = self._first_ns - round(BEFORE_S * SECOND_NS)
+        end_ns = self._frames[-1].log_ns + self._latency_ns + round(AFTER_S * SECOND_NS)
         while now_ns <= end_ns:
-            self._now = Now(now_ns, now_ns)
             while event is not None and event.at_ns <= now_ns:
-                event.act()
+                event.act(Now(event.at_ns, event.at_ns))
                 event = next(events, None)
-            self._tick()
+            self._tick(Now(now_ns, now_ns))
             now_ns += period_ns
         return CommandRun(dict(sorted(self._found.items())), tuple(self._changes), dict(self._pilot.counts))
 
-    def _tick(self) -> None:
+    def _tick(self, now: Now) -> None:
         pilot, received = self._pilot, tuple(self._received)
         self._received.clear()
         before = pilot.driver
-        decision = pilot.step(self._now, self._state, Inputs(received))
+        decision = pilot.step(now, self._state, Inputs(received))
         for chunk in received:
             self._found[chunk.identity.sequence] = Commanded(None, decision.refused, before.name)
         step = decision.step
@@ -128,17 +129,20 @@ class _Run:
                 moved = moved + np.concatenate([twist.linear_m_s, twist.angular_rad_s]) * period_s
             self._found[step.identity.sequence] = Commanded(step.sent.to_vector(), rules, known.driver, moved)
         if pilot.driver is not before:
-            self._note(pilot.stop_reason)
+            self._note(pilot.stop_reason, now)
+
+    def _wishes(self) -> Iterator[_Event]:
+        """POLICY is wished for when a picture is taken, where the recording does not say who drives. Pictures from before are void."""
+        if "/driver" not in self._topics:
+            yield from (_Event(at_ns, 1, self._resume) for at_ns in sorted(min(frame.stamp_ns, frame.log_ns) for frame in self._frames))
 
     def _answers(self) -> Iterator[_Event]:
-        """The policy's chunks as they arrive, and the wish for POLICY where the recording does not say who drives."""
+        """The policy's chunks as they arrive."""
         for frame in self._frames:
-            if "/driver" not in self._topics:
-                yield _Event(frame.log_ns, 1, self._resume)
             steps = () if frame.action is None else (Action.from_vector(frame.action),)
             chunk = ActionChunk(steps, self._step_s, frame.stamp_ns, frame.instruction, token_ids=frame.token_ids, fault=frame.fault)
             received = ReceivedChunk(chunk, ChunkIdentity(1, 1, frame.index), self._profile.base_frame)
-            yield _Event(frame.log_ns + self._latency_ns, 2, lambda received=received: self._received.append(received))  # type: ignore[misc]
+            yield _Event(frame.log_ns + self._latency_ns, 2, lambda now, received=received: self._received.append(received))  # type: ignore[misc]
 
     def _spoken(self) -> Iterator[_Event]:
         """What the recording says about arm, driver and hand."""
@@ -146,23 +150,23 @@ class _Run:
                "/teleop/gripper": self._on_gripper}
         ending_of = {topic: ending for ending, topic in self._topics.items()}
         for raw in self._recording.messages(list(ending_of)):
-            yield _Event(raw.log_ns, 0, lambda raw=raw: act[ending_of[raw.topic]](self._recording.decode(raw)))  # type: ignore[misc]
+            yield _Event(raw.log_ns, 0, lambda now, raw=raw: act[ending_of[raw.topic]](self._recording.decode(raw), now))  # type: ignore[misc]
 
-    def _on_state(self, message: Any) -> None:
+    def _on_state(self, message: Any, now: Now) -> None:
         stamp = message.header.stamp
         self._state = RobotState(tuple(message.name), message.position, message.velocity, message.effort,
                                  int(stamp.sec) * SECOND_NS + int(stamp.nanosec))
 
-    def _on_twist(self, message: Any) -> None:
+    def _on_twist(self, message: Any, now: Now) -> None:
         linear, angular, stamp = message.twist.linear, message.twist.angular, message.header.stamp
         twist = Twist(_vector(linear), _vector(angular))
-        self._pilot.teleop("twist", TeleopRequest(twist, deadman=True), self._now, int(stamp.sec) * SECOND_NS + int(stamp.nanosec),
+        self._pilot.teleop("twist", TeleopRequest(twist, deadman=True), now, int(stamp.sec) * SECOND_NS + int(stamp.nanosec),
                            message.header.frame_id)
 
-    def _on_gripper(self, message: Any) -> None:
-        self._pilot.teleop("gripper", TeleopRequest(gripper=float(message.data), deadman=True), self._now)
+    def _on_gripper(self, message: Any, now: Now) -> None:
+        self._pilot.teleop("gripper", TeleopRequest(gripper=float(message.data), deadman=True), now)
 
-    def _on_driver(self, message: Any) -> None:
+    def _on_driver(self, message: Any, now: Now) -> None:
         wanted = Driver.__members__.get(str(message.data))
         if wanted is None or wanted is self._pilot.driver:
             return
@@ -170,29 +174,29 @@ class _Run:
             if self._pilot.driver is Driver.STOPPED and wanted is not Driver.STOPPED:
                 self._pilot.reset(request_held=False)
             if wanted is Driver.POLICY:
-                self._pilot.resume(self._now)
+                self._pilot.resume(now)
             elif wanted is Driver.HUMAN:
                 self._pilot.take_over()
             elif wanted is Driver.STOPPED:
                 self._pilot.emergency_stop("STOPPED in the recording")
             else:
                 self._pilot.hold()
-            self._note("as recorded")
+            self._note("as recorded", now)
         except HandoffRefused as refusal:
-            self._note(f"{wanted.name} was refused: {refusal}")
+            self._note(f"{wanted.name} was refused: {refusal}", now)
 
-    def _resume(self) -> None:
+    def _resume(self, now: Now) -> None:
         if self._pilot.driver is not Driver.HOLD:
             return
         try:
-            self._pilot.resume(self._now)
-            self._note("chosen at a frame")
+            self._pilot.resume(now)
+            self._note("chosen at a frame", now)
         except HandoffRefused as refusal:
             if not self._changes or str(refusal) not in self._changes[-1].reason:
-                self._note(f"POLICY was refused: {refusal}")
+                self._note(f"POLICY was refused: {refusal}", now)
 
-    def _note(self, reason: str) -> None:
-        at_s = (self._now.ros_ns - self._frames[0].log_ns) / SECOND_NS
+    def _note(self, reason: str, now: Now) -> None:
+        at_s = (now.ros_ns - self._first_ns) / SECOND_NS
         self._changes.append(Change(round(at_s, 6), self._pilot.driver.name, reason))
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from openvla_ros.bags.frames import Frame, Tally, frames, select
+from openvla_ros.bags.frames import Frame, Tally, frames, pick, select
 from openvla_ros.bags.read import Recording
 from openvla_ros.errors import BagError, InstructionError
 
@@ -123,6 +126,90 @@ def test_a_recording_without_pictures_is_refused(write_bag: MakeBag, messages: A
 def test_a_topic_of_the_wrong_type_is_refused(write_bag: MakeBag, messages: Any) -> None:
     with pytest.raises(BagError, match="is std_msgs/msg/String, expected sensor_msgs/msg/Image"):
         read(write_bag([messages.text(0, "go"), messages.image(10)]), image_topic="/instruction")
+
+
+# --- ahead, picked, marked
+
+
+def test_frames_decoded_ahead_are_the_same_in_the_same_order(write_bag: MakeBag, messages: Any) -> None:
+    bag = write_bag([messages.text(0, "go"), *(one for k in range(40) for one in (
+        messages.image(10 * k + 5, k, cut=3 if k % 7 == 3 else 0), messages.numbers(10 * k + 6, [k] * 7)))])
+    with Recording(bag) as recording:
+        selection = select(recording)
+        plain_tally, tally = Tally(), Tally()
+        plain = list(frames(recording, selection, plain_tally, stride=2))
+        ahead = list(frames(recording, selection, tally, stride=2, ahead=5))
+    assert tally == plain_tally and [frame.index for frame in ahead] == list(range(0, 40, 2))
+    for one, two in zip(plain, ahead, strict=True):
+        assert (one.index, one.stamp_ns, one.fault, one.instruction) == (two.index, two.stamp_ns, two.fault, two.instruction)
+        np.testing.assert_array_equal(one.recorded, two.recorded)
+        assert (one.rgb is None and two.rgb is None) or np.array_equal(one.rgb, two.rgb)
+
+
+def test_an_error_and_an_early_end_leave_no_thread_behind(write_bag: MakeBag, messages: Any) -> None:
+    bag = write_bag([messages.text(0, "go"), *(messages.image(k + 1, k) for k in range(30)), messages.text(40, "no</s>")])
+    with Recording(bag) as recording:
+        with pytest.raises(InstructionError):
+            list(frames(recording, select(recording), ahead=4))
+        some = frames(recording, select(recording), ahead=4)
+        assert next(some).index == 0
+        some.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_some_frames_can_be_picked(write_bag: MakeBag, messages: Any) -> None:
+    bag = write_bag([messages.text(0, "go"), *(one for k in range(9) for one in (
+        messages.image(10 * k + 5, k), messages.numbers(10 * k + 6, [k] * 7)))])
+    with Recording(bag) as recording:
+        picked = list(pick(recording, select(recording), {7, 2}))
+        assert [(frame.index, frame.rgb[0, 0, 0], frame.recorded[0]) for frame in picked] == [(2, 2, 2), (7, 7, 7)]
+        assert list(pick(recording, select(recording), {99})) == []
+
+
+def test_marks_tell_messages_and_pictures_apart(write_bag: MakeBag, messages: Any) -> None:
+    bag = write_bag([messages.text(0, "go"), messages.image(10, 1), messages.image(20, 1), messages.image(30, 2),
+                     messages.image(40, cut=5)])
+    with Recording(bag) as recording:
+        found = [frame.marks for frame in frames(recording, select(recording), marks=True)]
+    assert len({marks.message for marks in found}) == 4, "stamps differ"
+    assert found[0].picture == found[1].picture != found[2].picture and found[3].picture == ""
+    assert read(bag)[0][0].marks is None
+
+
+# --- clocks and definitions
+
+
+def test_stamps_of_another_clock_are_said(write_bag: MakeBag, messages: Any) -> None:
+    def image(at_ms: int, stamp_ns: int) -> Any:
+        topic, kind, _, message = messages.image(at_ms)
+        message.header.stamp.sec, message.header.stamp.nanosec = stamp_ns // 10**9, stamp_ns % 10**9
+        return topic, kind, at_ms, message
+
+    t0 = messages.t0_ns
+    mixed, tally = read(write_bag([messages.text(0, "go"), image(10, t0 + 10**7), image(20, 5 * 10**9), image(30, t0 + 3 * 10**7)]))
+    assert [frame.index for frame in mixed] == [0, 1, 2] and (tally.stamps_back, tally.other_clock) == (1, 1)
+    back, clock = tally.notes
+    assert "1 header stamps go back" in back and "different clocks" in clock and "chrony" in clock
+    assert read(write_bag([messages.text(0, "go"), image(10, t0 + 10**7), image(20, t0 + 2 * 10**7)], "good"))[1].notes == ()
+
+
+@pytest.mark.parametrize(("kind", "definition", "values", "word"), [
+    ("sensor_msgs/msg/Image", "uint32 height\nuint32 width\nuint8[] pixels\n", (4, 6, np.zeros(72, np.uint8)), "header"),
+    ("std_msgs/msg/String", "string text\n", ("go",), "data"),
+    ("std_msgs/msg/Float64MultiArray", "float64[] numbers\n", (np.zeros(7),), "data")])
+def test_a_changed_definition_that_lacks_what_is_needed_is_named(tmp_path: Path, messages: Any, kind: str, definition: str, values: Any,
+                                                                 word: str) -> None:
+    store = get_typestore(Stores.EMPTY)
+    store.register(get_types_from_msg(definition, kind))
+    odd = {"sensor_msgs/msg/Image": "/camera/image_raw", "std_msgs/msg/String": "/instruction"}.get(kind, "/teleop/action7")
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, usual, at_ms, message in (messages.text(0, "go"), messages.image(10), messages.numbers(12, [0] * 7)):
+            changed = usual == kind
+            channel = writer.add_connection(topic, usual, typestore=store if changed else messages.store)
+            message = store.types[kind](*values) if changed else message
+            writer.write(channel, messages.t0_ns + at_ms, (store if changed else messages.store).serialize_cdr(message, usual))
+    with pytest.raises(BagError, match=rf"{odd} .* recorded with another definition of {kind}.*'{word}'"):
+        read(tmp_path / "bag")
 
 
 # --- real recordings
