@@ -26,8 +26,9 @@ from openvla_ros.share import share_folder
 
 if TYPE_CHECKING:
     from openvla_ros.ros.chronicle import Page
+    from openvla_ros.ros.plan import Plan
     from openvla_ros.ros.processes import Part
-    from openvla_ros.ros.supervisor import Outcome, Plan
+    from openvla_ros.ros.supervisor import Outcome
 
 REPLAY_ROBOT, SIMULATED_ROBOT = "wx250s_replay", "wx250s_sim"
 
@@ -133,9 +134,8 @@ def main(
     if camera.topic:
         remaps["image/compressed" if camera.compressed else "image"] = camera.topic
     typed = not as_json and not plain and bag is None and sys.stdin.isatty() and sys.stdout.isatty()
-    from openvla_ros.ros.observer import Film
+    from openvla_ros.ros.plan import Film, Plan
     from openvla_ros.ros.processes import Part
-    from openvla_ros.ros.supervisor import Plan
 
     def node(name: str, values: Mapping[str, Any], names: Mapping[str, str]) -> Part:
         return Part(name, f"openvla_ros.ros.{name}:main", ros_arguments(values, names, namespace, params_file))
@@ -240,12 +240,15 @@ def conduct(plan: Plan, environment: Mapping[str, str], log_folder: Path | None,
     from openvla_ros.cli.prompt import Silence, TypedLines, standard_input
     from openvla_ros.cli.screen import Lines, LiveTable, Quiet
     from openvla_ros.cli.terminal import Keyboard
-    from openvla_ros.ros.prompter import help_text
-    from openvla_ros.ros.supervisor import Supervisor
+    from openvla_ros.ros.processes import Process
 
     folder = logs(log_folder)
     os.environ.update(environment)
     os.environ.setdefault("ROS_LOG_DIR", str(folder / "ros"))
+    parts = [Process(part, folder) for part in plan.first]  # they load ROS while this process does; they end when it ends
+    from openvla_ros.ros.prompter import help_text
+    from openvla_ros.ros.supervisor import Supervisor
+
     console = Console()
     with ExitStack() as terminal:
         screen: Quiet | LiveTable | Lines
@@ -263,7 +266,7 @@ def conduct(plan: Plan, environment: Mapping[str, str], log_folder: Path | None,
         if environment.get("ROS_DOMAIN_ID") and (plan.player or plan.simulation):
             screen.say(f"private to this computer; to look in: export ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']} "
                        "ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST")
-        supervisor = Supervisor(plan, screen, said, folder, process_began_s())
+        supervisor = Supervisor(plan, screen, said, folder, process_began_s(), parts)
         outcome = supervisor.run()
     outcome = replace(outcome, summary={**outcome.summary, **keep(supervisor.page, plan, folder, rerun)})
     if not as_json:

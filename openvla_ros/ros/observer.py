@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from visualization_msgs.msg import MarkerArray
 from openvla_ros.robot import GripperProfile
 from openvla_ros.ros.chronicle import Chronicle
 from openvla_ros.ros.convert import LATCHED
+from openvla_ros.ros.plan import Film
 from openvla_ros.ros.tally import Tally
 
 if TYPE_CHECKING:
@@ -43,15 +43,6 @@ DRIVERS = {"hold": SetDriver.Request.HOLD, "policy": SetDriver.Request.POLICY}
 EVERY_CHUNK = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 EVERY_REPORT = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 ARM = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE)
-
-
-@dataclass(frozen=True)
-class Film:
-    """A topic whose pictures are kept."""
-
-    topic: str
-    compressed: bool = False
-    reliable: bool = False  # asked for where the publisher is known to offer it; best effort hears every kind
 
 
 class Observer:

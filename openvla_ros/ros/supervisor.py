@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -17,9 +17,9 @@ from types import FrameType
 from typing import Any, Protocol
 
 from openvla_ros.errors import OpenvlaRosError
-from openvla_ros.robot import GripperProfile
 from openvla_ros.ros.chronicle import Page
-from openvla_ros.ros.observer import Film, Observer
+from openvla_ros.ros.observer import Observer
+from openvla_ros.ros.plan import Plan
 from openvla_ros.ros.processes import Part, Process
 from openvla_ros.ros.prompter import Prompter
 from openvla_ros.ros.tally import View
@@ -109,32 +109,6 @@ class Input(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to run: a recording (`player`), a simulation, or, with neither, a robot that is there already.
-
-    The player is started when the policy is active, and the run ends by itself after it. The simulation starts with the others.
-    """
-
-    policy: Part
-    command: Part
-    player: Part | None
-    simulation: Part | None
-    gripper: GripperProfile | None  # the simulated one
-    seed: int  # of the simulated scene
-    namespace: str
-    command_topic: str  # watched for silence after the player's end; "" where there is no player
-    instruction_topic: str  # where instructions are published; empty where nobody gives one here
-    instruction: str  # the first; empty: none
-    suggestion: str  # the first where none was given or said until everything was ready; empty: none
-    patient: bool  # each further line waits until the instruction before it was carried out or its time has passed
-    driver: str  # "policy" or "hold": who drives once everything is ready
-    seconds: float | None  # length of the run from the moment of activation; None: until the end or Ctrl-C
-    camera_topic: str  # what the player sends there are the frames of the summary
-    film: Film | None  # pictures that are kept
-    loops: bool  # the player has no end; its clock goes back each round, which puts the driver into HOLD
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How a run ended: exit code as in cli/app.py, an error in words (empty when good), and the summary."""
 
@@ -146,12 +120,13 @@ class Outcome:
 class Supervisor:
     """One run. `run` must be called on the main thread (signals), once."""
 
-    def __init__(self, plan: Plan, screen: Screen, said: Input, log_folder: Path, began_s: float) -> None:
-        """began_s: steady time from which the seconds of the start are counted."""
+    def __init__(self, plan: Plan, screen: Screen, said: Input, log_folder: Path, began_s: float,
+                 started: Sequence[Process] = ()) -> None:
+        """began_s: steady time from which the seconds of the start are counted. started: parts that run already; they are its own now."""
         self._plan, self._screen, self._said, self._log_folder = plan, screen, said, log_folder
         self._step_began_s = self._began_s = began_s
         self._took_s: dict[str, float] = {}  # each step of the start, in order
-        self._processes: dict[str, Process] = {}
+        self._processes: dict[str, Process] = {process.name: process for process in started}
         self._stop_asked = False
         self._active = False  # before that, nobody drives and there is nothing to silence
         self._complete = False  # the recording came to its end and the final counts came after it
@@ -198,8 +173,8 @@ class Supervisor:
 
     def _conduct(self, observer: Observer) -> None:
         plan = self._plan
-        for part in (plan.command, plan.policy, plan.simulation):
-            if part is not None:
+        for part in plan.first:
+            if part.name not in self._processes:
                 self._start(part)
         if plan.player is None and plan.instruction_topic:
             drives = plan.driver == "policy" and plan.simulation is not None
@@ -318,8 +293,7 @@ class Supervisor:
                 future, until = ask(), monotonic() + ANSWER_S
                 while not future.done() and monotonic() < until and process.exit_code is None:
                     sleep(TICK_S / 10)
-        rest = (plan.policy, plan.command, plan.simulation)  # the simulation last: the others live by its clock
-        hung += [part.name for part in rest if part is not None and not self._end(part.name)]
+        hung += [part.name for part in plan.first if not self._end(part.name)]  # the simulation last: the others live by its clock
         troubles = [f"{' and '.join(hung)} did not leave after SIGTERM and had to be killed; see the log in {self._log_folder}."
                     ] if hung else []
         troubles += [story(process) for name, process in self._processes.items()
