@@ -55,7 +55,7 @@ AT_START = "by starting the node again"
 PARAMETERS = (
     Parameter("robot", "wx250s_sim", "Robot profile with the names of joints, topics and frame: a name in config/robots or the path of a "
               ".yaml file.", locked=AT_START),
-    Parameter("seed", 0, "The first scene; later ones come by ~/reset_scene. The same seed is the same scene.", low=0, high=2**31 - 1,
+    Parameter("seed", 0, "The first scene; later ones come by ~/reset_scene. The same seed is the same scene.", low=0, high=999_999,
               locked=AT_START),
     Parameter("real_time_factor", 1.0, "Simulated seconds per second, as long as the computer is fast enough.", low=0.05, high=20.0),
     Parameter("image_rate_hz", 25.0, "Pictures of the policy's camera per simulated second.", unit="Hz", low=1.0, high=60.0,

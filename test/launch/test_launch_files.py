@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-FILES = ("robot", "replay")
+FILES = ("robot", "replay", "simulation")
 PROMISED = {
     "robot": {"robot", "checkpoint", "unnorm_key", "namespace", "params_file", "policy_params_file", "image_topic", "image_transport",
               "instruction_topic", "use_sim_time", "dry_run", "autostart", "device", "dtype", "quantization"},
     "replay": {"bag", "rate", "loop", "robot", "image_topic", "image_transport", "instruction_topic"},
+    "simulation": {"seed", "real_time_factor", "rviz", "robot", "checkpoint", "policy", "device", "namespace"},
 }
 
 
@@ -58,12 +59,13 @@ def test_every_argument_that_is_used_is_declared_and_none_is_idle(checkout: Path
     assert used(tree) == set(declared(tree))
 
 
-def test_replay_sets_only_arguments_that_robot_has(checkout: Path) -> None:
-    tree, robot = source(checkout, "replay"), declared(source(checkout, "robot"))
+@pytest.mark.parametrize(("name", "own"), [("replay", {"bag", "rate", "loop"}), ("simulation", {"seed", "real_time_factor", "rviz"})])
+def test_what_includes_robot_sets_only_arguments_that_it_has(checkout: Path, name: str, own: set[str]) -> None:
+    tree, robot = source(checkout, name), declared(source(checkout, "robot"))
     include = calls(tree, "IncludeLaunchDescription")[0]
     names = {key.value for node in ast.walk(include) if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)}
     assert names == {"use_sim_time"}
-    assert (names | used(tree) - {"bag", "rate", "loop"}) <= set(robot)
+    assert (names | used(tree) - own) <= set(robot)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -74,7 +76,7 @@ def test_every_file_that_is_named_exists(checkout: Path, name: str) -> None:
     assert named and all(path.is_file() for path in named), named
 
 
-@pytest.mark.parametrize(("name", "robot"), [("robot", "wx250s"), ("replay", "wx250s_replay")])
+@pytest.mark.parametrize(("name", "robot"), [("robot", "wx250s"), ("replay", "wx250s_replay"), ("simulation", "wx250s_sim")])
 def test_the_default_robot_has_a_profile(checkout: Path, name: str, robot: str) -> None:
     call = declared(source(checkout, name))["robot"]
     assert next(ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "default_value") == robot
@@ -82,7 +84,7 @@ def test_the_default_robot_has_a_profile(checkout: Path, name: str, robot: str) 
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("node", ["policy_node", "command_node"])
+@pytest.mark.parametrize("node", ["policy_node", "command_node", "simulation_node"])
 def test_the_parameter_files_are_the_parameter_tables(checkout: Path, node: str) -> None:
     table = importlib.import_module(f"openvla_ros.ros.{node}").PARAMETERS
     content = yaml.safe_load((checkout / "config" / f"{node}.yaml").read_text(encoding="utf-8"))
@@ -113,9 +115,25 @@ def test_ros_launch_reads_it(checkout: Path, name: str) -> None:
     description = module.generate_launch_description()
     arguments = [entity for entity in description.entities if isinstance(entity, DeclareLaunchArgument)]
     assert PROMISED[name] <= {argument.name for argument in arguments}
+    if name == "simulation":
+        context = LaunchContext()
+        for argument in arguments:
+            argument.execute(context)
+        nodes = [entity for entity in module.simulate(context) if hasattr(entity, "node_executable")]
+        assert [node.node_executable for node in nodes] == ["simulation_node"]
     if name == "robot":
         context = LaunchContext()
         for argument in arguments:
             argument.execute(context)
         nodes = [entity for entity in module.start(context) if hasattr(entity, "node_executable")]
         assert [node.node_executable for node in nodes] == ["command_node", "policy_node"]
+
+
+def test_rviz_shows_topics_that_the_simulation_has(checkout: Path) -> None:
+    content = yaml.safe_load((checkout / "config" / "rviz" / "simulation.rviz").read_text(encoding="utf-8"))["Visualization Manager"]
+    topics = {display[key]["Value"] for display in content["Displays"] for key in ("Topic", "Description Topic") if key in display}
+    node = (checkout / "openvla_ros" / "ros" / "simulation_node.py").read_text(encoding="utf-8")
+    assert topics == {"image", "overview/image", "simulation/objects", "robot_description"}
+    assert all(f"| {topic} (out) |" in node for topic in topics)
+    robot = yaml.safe_load((checkout / "config" / "robots" / "wx250s_sim.yaml").read_text(encoding="utf-8"))
+    assert content["Global Options"]["Fixed Frame"] == robot["base_frame"]
