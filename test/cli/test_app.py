@@ -14,7 +14,7 @@ LATE = ("torch", "transformers", "rclpy", "openvla_msgs", "matplotlib", "mujoco"
 
 
 @pytest.mark.parametrize("arguments", [
-    ["no-such-command"], ["predict"], ["run"], ["run", "--checkpoint"], ["doctor", "--seconds", "much"], ["doctor", "--seconds", "0"],
+    ["no-such-command"], ["predict"], ["replay"], ["run", "--checkpoint"], ["doctor", "--seconds", "much"], ["doctor", "--seconds", "0"],
     ["play"], ["--no-such-option"]])
 def test_a_wrong_command_line_is_refused_with_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert app.answer(arguments) == 2
@@ -22,7 +22,7 @@ def test_a_wrong_command_line_is_refused_with_code_2(arguments: list[str], capsy
     assert not said.out and said.err and "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("arguments", [["no-such-command"], ["predict"], ["run"], ["doctor", "--seconds", "much"]])
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["predict"], ["replay"], ["doctor", "--seconds", "much"]])
 def test_with_json_the_refusal_is_one_object(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert app.answer([*arguments, "--json"]) == 2
     said = capsys.readouterr()
