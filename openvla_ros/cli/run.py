@@ -62,7 +62,7 @@ def main(
     rerun: Annotated[Path | None, typer.Option(help="Write the run for the Rerun viewer to this .rrd file.")] = None,
     plain: Annotated[bool, typer.Option("--plain", "--no-table", help="Lines instead of a live table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, at the end.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Which scene.", rich_help_panel=IN_SIMULATION)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=999_999, help="Which scene.", rich_help_panel=IN_SIMULATION)] = 0,
     bag: Annotated[Path | None, typer.Option(help="Play this recording and end after it. Nothing real is moved.",
                                              rich_help_panel=OF_A_RECORDING)] = None,
     rate: Annotated[float, typer.Option(min=0.05, max=20.0, help="Speed of the recording.", rich_help_panel=OF_A_RECORDING)] = 1.0,
