@@ -37,12 +37,12 @@ DROPPED = f"{FACTS}.dropped"
 class QueueLimits:
     """How much may wait for the disk. Raises ConfigurationError."""
 
-    bytes: int = 256 * 1024 * 1024
+    bytes: int = 256_000_000
     messages: int = 20_000
 
     def __post_init__(self) -> None:
-        if not (2**20 <= self.bytes <= 2**36 and 1 <= self.messages <= 10**7):
-            raise ConfigurationError(f"queue of {self.bytes} bytes and {self.messages} messages, expected 1 MiB to 64 GiB and 1 to 10^7.")
+        if not (10**6 <= self.bytes <= 10**11 and 1 <= self.messages <= 10**7):
+            raise ConfigurationError(f"queue of {self.bytes} bytes and {self.messages} messages, expected 1 MB to 100 GB and 1 to 10^7.")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Scribe:
         with self._lock:
             if self._closing or self._failure is not None:
                 return False
-            if self._bytes + size > room or self._messages >= self._limits.messages:
+            full = self._bytes + size > room or self._messages >= self._limits.messages
+            if full and self._messages:  # what waits for nobody is taken, however large it is
                 self._dropped[sample.source.name] += 1
                 return False
             self._queue.append(sample)

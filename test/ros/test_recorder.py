@@ -216,22 +216,29 @@ def wait_for(found: Callable[[], Any]) -> None:
 
 
 def test_log_times_follow_the_clock_that_is_published(start: Start, tmp_path: Path) -> None:
-    """Where /clock is found late, what was recorded before is a recording of its own."""
-    make_episode(tmp_path / "episode", EpisodeSettings(seconds=60.0, width=64, height=48))
+    """Where /clock goes back, another recording begins; where it is found late, what was recorded before is one of its own."""
+    make_episode(tmp_path / "episode", EpisodeSettings(seconds=6.0, width=64, height=48))
     player = start(*CLI, "play", str(tmp_path / "episode"), "--rate", "2", "--loop")
     until(player.stderr, "left out")
     recorder = start(*CLI, "record", "-o", str(tmp_path / "day"), "--all", "--plain")
     until(recorder.stderr, "recording")
-    wait_for(lambda: [bag for bag in tmp_path.glob("day*") if facts_of(bag)["openvla_ros.clock"] == "log times are of /clock"
-                      and len(messages_of(bag, "/camera/image_raw/compressed")) > 2])
+
+    def rounds() -> list[Path]:
+        bags = [bag for bag in sorted(tmp_path.glob("day*")) if facts_of(bag)["openvla_ros.clock"] == "log times are of /clock"]
+        return [bag for bag in bags if len(messages_of(bag, "/camera/image_raw/compressed")) > 2]
+
+    wait_for(lambda: len(rounds()) > 1)
     os.kill(child_of(recorder), signal.SIGINT)
     assert recorder.wait(30) == 0
-    last = max(tmp_path.glob("day*"))
-    with Recording(tmp_path / "episode") as played, Recording(last) as recorded:
-        assert played.start_ns < recorded.start_ns < recorded.end_ns <= played.end_ns + 2_000_000_000
-        assert "/clock" not in {topic.name for topic in recorded.topics}
-        for raw in recorded.messages([recorded.topic("/camera/image_raw/compressed")]):
-            assert abs(raw.log_ns - stamp_ns(recorded.decode(raw))) < 10**10  # it was sent at its stamp
+    with Recording(tmp_path / "episode") as recording:
+        start_ns, end_ns = recording.start_ns, recording.end_ns
+    for bag in rounds():
+        with Recording(bag) as recording:
+            assert start_ns <= recording.start_ns < recording.end_ns <= end_ns + 10**9
+            assert "/clock" not in {topic.name for topic in recording.topics}
+            pictures = list(recording.messages([recording.topic("/camera/image_raw/compressed")]))
+            stamps_ns = [stamp_ns(recording.decode(raw)) for raw in pictures]
+            assert stamps_ns == sorted(stamps_ns)  # one run of time
 
 
 def stamp_ns(message: Any) -> int:
@@ -253,3 +260,32 @@ def test_a_full_disk_is_an_error_and_the_recording_is_readable(start: Start, tmp
         assert_part_of(messages_of(disk / "day", "/image/compressed"), json.loads(talker.communicate(timeout=30)[0])["/image/compressed"])
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+SLOW_DISK = "import os, time; write = os.write; os.write = lambda file, data: time.sleep(0.2) or write(file, data); "
+
+
+def test_a_slow_disk_is_said_and_what_it_cost_is_counted(start: Start, tmp_path: Path) -> None:
+    talker = start(*TALK, "100000")
+    until(talker.stdout, "ready")
+    recorder = start(CLI[0], CLI[1], SLOW_DISK + CLI[2], "record", "-o", str(tmp_path / "day"), "--queue-mb", "1", "--json")
+    wait_for(lambda: warnings_in(tmp_path / "day"))
+    os.kill(child_of(recorder), signal.SIGINT)
+    said = ended(recorder)
+    warned = warnings_in(tmp_path / "day")
+    assert "the disk is too slow" in warned[-1].message and "compressed pictures" in warned[-1].message
+    counted = [int(entry.value) for entry in warned[-1].values if entry.key == "dropped /image/compressed"]
+    (bag,) = said["bags"]
+    assert 0 < counted[0] <= said["dropped"]["/image/compressed"] == bag["dropped"]["/image/compressed"]
+    assert yaml.safe_load(facts_of(tmp_path / "day")["openvla_ros.dropped"]) == bag["dropped"]
+    tell(talker, "end")
+    sent = json.loads(talker.communicate(timeout=30)[0])
+    assert_part_of(messages_of(tmp_path / "day", "/image/compressed"), sent["/image/compressed"], gaps=True)
+    assert_part_of(messages_of(tmp_path / "day", "/joint_states"), sent["/joint_states"], gaps=True)
+
+
+def warnings_in(bag: Path) -> list[Any]:
+    """What the recorder said about itself on /diagnostics, above OK."""
+    with Recording(bag) as recording:
+        arrays = [recording.decode(raw) for raw in recording.messages([recording.topic("/diagnostics")])]
+    return [status for array in arrays for status in array.status if status.name == "/recorder: recording" and status.level > 0]
