@@ -7,8 +7,10 @@ the disk fails the recording ends as well as the disk allows, and `failure` says
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -100,7 +102,7 @@ class Scribe:
 
     def begin(self, output: Path) -> None:
         """Begin a recording behind what is queued: `output`, or where that exists output_002 and so on."""
-        self._do(partial(self._begin, output, Counter(self._dropped)))
+        self._do(partial(self._begin, output, self._dropped_now()))
 
     def describe(self, facts: Mapping[str, str]) -> None:
         """Texts about the recordings, from here on."""
@@ -108,7 +110,7 @@ class Scribe:
 
     def end(self) -> None:
         """End the recording behind what is queued."""
-        self._do(lambda: self._end(Counter(self._dropped)))
+        self._do(partial(self._end, self._dropped_now()))
 
     def offer(self, sample: Sample) -> bool:
         """Take a message, unless the queue is full: then it is counted as dropped. While nothing is recorded only latched ones count."""
@@ -134,7 +136,7 @@ class Scribe:
 
     def close(self, longest_s: float) -> None:
         """End the recording and wait until all is on the disk, at most so long; what is still queued then is counted as dropped."""
-        self.end()
+        self._do(lambda: self._end(self._dropped_now()))  # then: also what is given up below
         with self._lock:
             self._closing = True
             self._lock.notify()
@@ -149,6 +151,10 @@ class Scribe:
             self._thread.join(longest_s)
         if self._thread.is_alive():
             self._failure = BagError("the disk takes nothing any more. What it has can be read. Look at 'dmesg', and use another disk.")
+
+    def _dropped_now(self) -> Counter[str]:
+        with self._lock:
+            return Counter(self._dropped)
 
     def _do(self, what: Callable[[], None]) -> None:
         with self._lock:
@@ -172,6 +178,7 @@ class Scribe:
             except BagError as error:
                 self._failure = error
             except Exception as error:  # a thread that dies in silence would leave a recording that nobody writes
+                traceback.print_exc()
                 self._fail(f"{type(error).__name__}: {error}")
 
     def _handle(self, item: Sample | Callable[[], None] | None) -> None:
@@ -214,7 +221,7 @@ class Scribe:
     def _describe(self, facts: dict[str, str]) -> None:
         self._facts = facts
         if self._writer is not None:
-            self._writer.describe({**facts, **self._missing(self._dropped)})
+            self._writer.describe({**facts, **self._missing(self._dropped_now())})
 
     def _end(self, dropped: Counter[str]) -> None:
         writer = self._writer
@@ -225,12 +232,14 @@ class Scribe:
         self._leave(writer, dropped)
 
     def _fail(self, why: str) -> None:
-        writer, dropped = self._writer, Counter(self._dropped)
+        writer, dropped = self._writer, self._dropped_now()
         self._writer = None
         if writer is None:
             self._failure = BagError(f"recording ended: {why}.")
             return
-        finished = writer.rescue(why, {**self._facts, **self._missing(dropped)})
+        finished = False
+        with suppress(Exception):  # whatever is wrong with it, the reason is told
+            finished = writer.rescue(why, {**self._facts, **self._missing(dropped)})
         self._leave(writer, dropped)
         kept = (f"{writer.folder} holds {writer.messages} messages" if writer.messages else "No message was written") + (
             "" if finished else ", its last file without an index ('mcap recover' writes one)")
