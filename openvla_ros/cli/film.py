@@ -34,9 +34,9 @@ DRIVER_INK = {"POLICY": (22, 128, 57), "HUMAN": (29, 91, 200), "STOPPED": (200, 
 
 
 def write_film(page: Page, path: Path) -> Path | None:
-    """Write the GIF whole or not at all. Returns None where there is nothing to show. Raises OSError."""
+    """Write the GIF whole or not at all. Returns None where nobody ever drove: there is nothing to see. Raises OSError."""
     pictures = list(page.pictures)
-    if len(pictures) < 2:
+    if len(pictures) < 2 or not any(picture.driver in DRIVER_INK for picture in pictures):
         return None
     pace = max(1.0, page.spacing_s * 1000.0 / FRAME_MS)
     while True:

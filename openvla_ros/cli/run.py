@@ -54,7 +54,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32; empty: as the policy profile says.")] = "",
     quantization: Annotated[str, typer.Option(help="none, int8 or nf4; empty: as the policy profile says.")] = "",
     attention: Annotated[str, typer.Option(help="sdpa or flash; empty: as the policy profile says.")] = "",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: all cores but one.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: as the policy profile says, else all cores but one.")] = 0,
     namespace: Annotated[str, typer.Option(help="Namespace of the nodes, such as /left_arm.")] = "",
     domain: Annotated[int | None, typer.Option(min=0, max=232, help="ROS domain; with --robot ROS_DOMAIN_ID, else a free one.")] = None,
     params_file: Annotated[Path | None, typer.Option(help="ROS parameter file for the nodes; options given here win.")] = None,
@@ -76,11 +76,14 @@ def main(
     compressed: Annotated[bool, typer.Option("--compressed", help="The camera topic carries CompressedImage.",
                                              rich_help_panel=OF_A_ROBOT)] = False,
 ) -> int:
-    """Start camera, policy and arm, show what happens, take instructions, and stop all of it cleanly on Ctrl-C.
+    """Start camera, policy and arm, show what happens, take instructions, and stop all of it on Ctrl-C.
 
-    Without --bag and --robot: a SIMULATED arm with the policy that comes along; type what it is to do. Where stdin is no terminal, its
-    lines are instructions (none: the first one), each waits for the one before it, and the run ends after the last.
-    With --bag: a RECORDING is played to its end. Neither ever leaves this computer: own ROS domain, localhost only, no hardware.
+    Without --bag and --robot: a SIMULATED arm with the policy that comes along; type what it is to do.
+    Lines of a pipe are done one after the other, and the run ends after the last.
+
+    With --bag: a RECORDING is played to its end.
+    Neither of the two leaves this computer: own ROS domain, localhost only, no hardware.
+
     With --robot: a real ROBOT and its camera. The driver is HOLD until somebody hands over.
     """
     for package in ("rclpy", "openvla_msgs"):

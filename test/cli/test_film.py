@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,8 @@ def test_the_plot_is_drawn_with_and_without_a_pose(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_of_nothing(tmp_path: Path) -> None:
-    assert write_film(page(1), tmp_path / "run.gif") is None
+    idle = [replace(moment(number), driver="HOLD") for number in range(3)]
+    assert write_film(page(1), tmp_path / "run.gif") is None and write_film(Page(pictures=tuple(idle)), tmp_path / "run.gif") is None
     assert write_plot(Page(), "", tmp_path / "run.png") is None and write_rerun(Page(), tmp_path / "run.rrd") is None
     assert not list(tmp_path.iterdir())
 
