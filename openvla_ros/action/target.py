@@ -17,6 +17,13 @@ from openvla_ros.action.state import Measured
 from openvla_ros.contract import FloatArray, Pose
 from openvla_ros.robot import JOINT_OUTPUTS, RobotProfile
 
+SLOWER = (1.0, 0.5, 0.25)
+"""Shares of a motion that are tried where the joints cannot make all of it in time. Near a stretched arm the same way back needs
+joints many times as fast: refused at every speed, the arm would stay there for ever, whoever drives."""
+
+TOO_FAST = ("joint_step", "singularity")
+"""Rules of the kinematics that a slower motion may satisfy."""
+
 GRIP = 0.05
 """A gripper that is commanded so much further open than it is was moved by somebody else: fingers lag, but they open freely."""
 
@@ -60,18 +67,29 @@ class Target:
         self._catch_up(tick_ns, duration_s)
         course = Course(self._profile.limits, duration_s, self.pose, measured.pose if measured else None, before, build_up_s)
         twist, rules = limit(wish, course)
-        if self.pose is not None:
-            pose = advanced(self.pose, twist, duration_s) if twist.moving else self.pose
-            if self.joints is not None and twist.moving:
-                assert kinematics is not None, "joints were measured with it"
-                solution = kinematics.inverse(pose, self.joints, kinematics.limits.velocity * duration_s)
-                if not solution.reached:
-                    self.twist = ZERO
-                    return (*rules, solution.rule)
-                self.joints = solution.positions
-            self.pose = pose
+        if self.pose is not None and twist.moving:
+            if self.joints is not None:
+                twist, rule = self._turn_joints(twist, kinematics, duration_s)
+                rules += (rule,) if rule else ()
+            self.pose = advanced(self.pose, twist, duration_s)
         self.twist = twist
         return rules
+
+    def _turn_joints(self, wish: Twist, kinematics: Kinematics | None, duration_s: float) -> tuple[Twist, str]:
+        """Move the joints with the hand, more slowly where they must and not at all where they cannot. Returns what they make of the wish,
+        and the rule that was in the way of all of it, or ""."""
+        assert kinematics is not None and self.pose is not None and self.joints is not None, "joints were measured with it"
+        first = ""
+        for share in SLOWER:
+            twist = Twist(wish.linear_m_s * share, wish.angular_rad_s * share) if share < 1.0 else wish
+            solution = kinematics.inverse(advanced(self.pose, twist, duration_s), self.joints, kinematics.limits.velocity * duration_s)
+            first = first or solution.rule
+            if solution.reached:
+                self.joints = solution.positions
+                return twist, first
+            if solution.rule not in TOO_FAST:
+                break
+        return ZERO, first
 
     def _catch_up(self, tick_ns: int, duration_s: float) -> None:
         """Ticks are never on time. What was sent last holds until this one, so the target goes on with it, or back if this one is early.

@@ -428,6 +428,22 @@ def test_what_the_joints_cannot_reach_is_not_moved_to(widow) -> None:
     assert arm.speeds()[-1] == pytest.approx(0.1), "the way back is open"
 
 
+@pytest.mark.parametrize("driver", ["POLICY", "HUMAN"])
+def test_an_arm_that_was_led_to_its_full_stretch_comes_back(widow, driver: str) -> None:
+    """Whoever led it there: from a stretched arm even the way back needs joints that turn too fast, so it begins slowly."""
+    arm = widow(position_m=(0.4124, -0.1216, 0.2142), profile=widow().profile.through("interbotix"))
+    begun_m = arm.pose.position_m
+    if driver == "POLICY":
+        arm.resume()
+        steady(arm, [-0.0166, 0.0214, -0.0171], 2.0)
+    else:
+        arm.drive(2.0, linear=(-0.083, 0.107, -0.085))
+    assert {"joint_step", "singularity"} & set(arm.pilot.counts), "the place was to be one where it cannot go at full speed at once"
+    assert np.linalg.norm(arm.log[-1][1].target.position_m - begun_m) > 0.2
+    joints = np.array([decision.motion.joints for _, decision in arm.log if decision.motion])
+    assert np.abs(np.diff(joints, axis=0)).max() <= 3.1416 / 30 + 1e-9
+
+
 def test_a_trajectory_is_told_the_way_to_the_end_of_the_step(widow) -> None:
     profile = widow().profile
     outputs = {**profile.outputs, "trajectory": profile.outputs["interbotix"]}
