@@ -16,9 +16,10 @@ from openvla_ros.bags.command import LATENCY_S
 from openvla_ros.bags.expect import Tolerance
 from openvla_ros.bags.frames import select
 from openvla_ros.bags.read import Recording
+from openvla_ros.cli.replay_live import finish, replay_live
 from openvla_ros.cli.replay_tables import show, show_all, show_comparison
 from openvla_ros.errors import BagError, ConfigurationError
-from openvla_ros.policy.catalogue import PolicySettings, read_profile
+from openvla_ros.policy.catalogue import SCRIPTED, PolicySettings, read_profile
 from openvla_ros.regression import against as versus
 from openvla_ros.regression.job import DIFFERS, FAILED, REPLAY_ROBOT, Job, Result, check, run_job
 from openvla_ros.regression.job import as_json as plain_result
@@ -45,6 +46,10 @@ def main(
     through: Annotated[str, typer.Option(help="policy, or command: run the pilot (safety, handoff) too.")] = "policy",
     robot: Annotated[str, typer.Option(help="Robot profile for --through command.")] = REPLAY_ROBOT,
     latency_s: Annotated[float, typer.Option(help="Assumed time from a picture to its answer, for --through command [s].")] = LATENCY_S,
+    live: Annotated[bool, typer.Option("--live", help="Play the bag to the real nodes over DDS (own ROS domain, this computer only) and "
+                                       "compare what they say with the offline answers, or with --expect.")] = False,
+    attach: Annotated[bool, typer.Option("--attach", help="As --live, but only listen to nodes and a player that others started.")] = False,
+    rate: Annotated[float, typer.Option(min=0.05, max=20.0, help="Speed of the recording, for --live.")] = 1.0,
     margin: Annotated[float | None, typer.Option(help="Ids must be equal where the recorded margin exceeds this.  \\[default: 0.01 for "
                                                  "float32, 1.0 for bfloat16]", show_default=False)] = None,
     tolerance_m: Annotated[float, typer.Option(help="Largest difference of a translation in a frame whose ids flipped [m].")] = 0.01,
@@ -92,6 +97,8 @@ def main(
         elif output is not None:
             jobs = [dataclasses.replace(job, report=True) for job in jobs]
     else:
+        if attach and expect and not checkpoint:
+            checkpoint = overrides["checkpoint"] = SCRIPTED  # nothing is computed here: the file says what is expected
         if not checkpoint:
             raise ConfigurationError("replay needs a policy: --checkpoint with a folder, a Hugging Face hub name, 'default' or 'scripted'.")
         settings = read_profile(profile, **overrides)
@@ -102,6 +109,10 @@ def main(
                     file_for(write_expected, bag, bags, "--write-expected"), tolerance, through, robot, latency_s) for bag in bags]
     jobs = unnamed_twice(jobs)
     console = Console(stderr=True, quiet=as_json)
+    if live or attach:
+        if len(jobs) > 1 or suite is not None or against or junit or write_expected or through != "policy":
+            raise ConfigurationError("--live takes one bag, without --suite, --against, --junit, --write-expected and --through.")
+        return finish(*replay_live(jobs[0], attach, rate), folder, as_json)
     if against:
         return run_against(jobs, versus.other_settings(jobs[0].policy, against), workers, folder, console, as_json)
     if len(jobs) == 1 and suite is None:

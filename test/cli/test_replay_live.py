@@ -1,0 +1,84 @@
+"""`openvla-ros replay --live` and `--attach`: the real nodes over DDS say what the offline replay says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from openvla_ros.bags.episode import EpisodeSettings, make_episode
+from openvla_ros.cli.app import answer
+
+pytestmark = pytest.mark.ros
+
+COMMAND = ("timeout", "-k", "5", "150", sys.executable, "-c", "import sys; from openvla_ros.cli.app import main; sys.exit(main())")
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("live") / "episode"
+    make_episode(folder, EpisodeSettings(seconds=2.0, width=64, height=48))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    untrained = pytest.importorskip("openvla_ros.policy.openvla.untrained")
+    folder = tmp_path_factory.mktemp("live") / "tiny"
+    untrained.write_untrained(folder)
+    return folder
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Path:
+    """A policy profile, as the nodes and the offline replay both read it."""
+    file = tmp_path / "patient.yaml"
+    file.write_text("dtype: float32\ndevice: cpu\nthreads: 1\nresize: bridge\n")
+    return file
+
+
+def agrees(live: dict[str, object]) -> None:
+    assert live["agrees"] is True, live
+    assert live["frames"] == 10 and int(str(live["compared"])) >= 3 and live["unknown_stamps"] == live["answered_twice"] == []
+    assert live["age_ms"]["median"] > 0 and {"preprocess", "vision", "prefill", "decode"} <= live["stage_ms"].keys()  # type: ignore[index, attr-defined]
+    assert live["clock"]["rate"] == pytest.approx(1.0, rel=0.05)  # type: ignore[index]
+
+
+def test_live(bag: Path, checkpoint: Path, patient: Path, tmp_path: Path, ros_environment: dict[str, str]) -> None:
+    command = [*COMMAND, "replay", str(bag), "--checkpoint", str(checkpoint), "--policy", str(patient), "--live", "--json", "--output",
+               str(tmp_path / "out")]
+    done = subprocess.run(command, env=ros_environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=160)
+    said = json.loads(done.stdout)
+    assert done.returncode == 0, (said, done.stderr)
+    agrees(said["live"])
+    assert said["run"]["frames_played"] == 10 and said["run"]["frames_inferred"] >= said["live"]["compared"]
+    assert json.loads(Path(said["report"]).read_text())["live"] == said["live"]
+
+
+def test_attached_to_what_others_play(bag: Path, checkpoint: Path, patient: Path, tmp_path: Path, ros_environment: dict[str, str]) -> None:
+    """The expectation is made without ROS, and whoever listens needs no policy. The nodes take longer to start than the listener."""
+    expected, policy = tmp_path / "expected.json", ("--checkpoint", str(checkpoint), "--policy", str(patient))
+    assert answer(["replay", str(bag), *policy, "--output", str(tmp_path / "offline"), "--write-expected", str(expected)]) == 0
+    attach = [*COMMAND, "replay", str(bag), "--attach", "--expect", str(expected), "--json", "--output", str(tmp_path / "out")]
+    run = [*COMMAND, "run", "--bag", str(bag), *policy, "--json", "--domain", ros_environment["ROS_DOMAIN_ID"], "--log-dir", str(tmp_path)]
+    environment = ros_environment | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(attach, env=environment, stdout=subprocess.PIPE, text=True) as listener, \
+            subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL) as nodes:
+        out, _ = listener.communicate(timeout=160)
+        assert nodes.wait(60) == 0
+    assert listener.returncode == 0, out
+    agrees(json.loads(out)["live"])
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    (["--live", "--stride", "2"], "plays the whole recording"), (["--live", "--junit", "x.xml"], "--live takes one bag"),
+    (["--attach", "--through", "command"], "--live takes one bag")])
+def test_options_that_make_no_sense_live_are_refused(bag: Path, tmp_path: Path, arguments: list[str], word: str,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    before = dict(os.environ)
+    assert answer(["replay", str(bag), "--checkpoint", "scripted", "--output", str(tmp_path / "out"), "--json", *arguments]) == 2
+    assert word in json.loads(capsys.readouterr().out)["error"] and dict(os.environ) == before
