@@ -169,6 +169,13 @@ def stamps_ns(messages: list[Any]) -> list[int]:
     return [to_ns(message.header.stamp) for message in messages]
 
 
+def urdf_limits(kind: str) -> dict[str | None, float]:
+    """Of each joint, as the URDF says."""
+    root = ElementTree.fromstring(read_urdf("wx250s_sim", read_robot("wx250s_sim")))
+    limits = {joint.get("name"): joint.find("limit") for joint in root.iter("joint")}
+    return {name: float(limit.get(kind, "nan")) for name, limit in limits.items() if limit is not None}
+
+
 def test_every_topic_comes_at_its_rate_in_simulated_time(world: World) -> None:
     world.pass_time(4.0)
     assert set(np.diff(world.clocks)) <= {8_000_000, 16_000_000, 24_000_000}  # depth 1: a reader that was late sees the newest
@@ -272,10 +279,12 @@ def test_a_reset_puts_everything_in_its_place_although_a_trajectory_plays(world:
     assert same == answer.colours
 
 
-def test_collisions_are_said(world: World) -> None:
+def test_pressed_on_the_table_it_collides_and_pushes_no_harder_than_its_motors_can(world: World) -> None:
     world.go((0.6, [0.0, 1.2, 0.3, 0.0, 0.2, 0.0]))
-    world.until(lambda: int(world.value("arm", "count_collisions") or 0) > 0, "the arm on the table")
     world.until(lambda: "on table" in world.health["arm"].message, "a word about it")
+    assert int(world.value("arm", "count_collisions")) > 0
+    efforts, allowed = np.abs([state.effort[:6] for state in world.states]).max(axis=0), urdf_limits("effort")
+    assert (efforts <= [1.001 * allowed[name] for name in ARM_JOINTS]).all() and efforts.max() > 0.5
 
 
 def test_the_real_time_factor_may_change_while_it_runs_and_the_rest_may_not(world: World) -> None:
@@ -317,9 +326,7 @@ def test_wrong_parameters_are_refused(environment: dict[str, str], parameters: t
 
 
 def test_the_limits_of_speed_are_those_of_the_urdf() -> None:
-    profile = read_robot("wx250s_sim")
-    joints = {joint.get("name"): joint.find("limit") for joint in ElementTree.fromstring(read_urdf("wx250s_sim", profile)).iter("joint")}
-    speeds = {name: float(limit.get("velocity", "nan")) for name, limit in joints.items() if limit is not None}
+    speeds = urdf_limits("velocity")
     assert {speeds[name] for name in ARM_JOINTS} == {simulation_node.MAX_SPEED_RAD_S}
     assert speeds["left_finger"] == simulation_node.MAX_SPEED_M_S
 
