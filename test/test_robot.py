@@ -181,3 +181,22 @@ def test_profiles_by_path_and_by_wrong_name(tmp_path: Path) -> None:
     path.write_text("name: [")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_robot(str(path))
+
+
+CAMERA = {"width": 640, "height": 480, "fx": 600, "fy": 600.0, "cx": 320, "cy": 240, "position_m": [0.0, -0.2, 0.4],
+          "quaternion_xyzw": [0, 0, 0, 1.05]}
+
+
+def test_a_camera_is_optional_and_its_rotation_is_normalised() -> None:
+    assert from_mapping(GOOD, "here").camera is None
+    camera = from_mapping({**GOOD, "camera": CAMERA}, "here").camera
+    assert camera is not None and camera.quaternion_xyzw == (0.0, 0.0, 0.0, 1.0) and camera.position_m == (0.0, -0.2, 0.4)
+
+
+@pytest.mark.parametrize(("key", "value", "word"), [
+    ("fx", 0, "expected a number of pixels"), ("width", math.nan, "expected a number of pixels"), ("cx", "320", "expected a number"),
+    ("position_m", [0, 0], "expected 3 numbers"), ("position_m", [0, 0, 400], "-10 to 10 m"),
+    ("quaternion_xyzw", [0, 0, 0, 0], "has length 0"), ("quaternion_xyzw", [1, 1, 1, 1], "has length 2"), ("k1", 0.1, r"unknown keys \['k1'\]")])
+def test_a_wrong_camera_is_refused(key: str, value: object, word: str) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        from_mapping({**GOOD, "camera": {**CAMERA, key: value}}, "here")

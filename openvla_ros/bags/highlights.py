@@ -25,6 +25,13 @@ LOW_MARGIN = 1.0
 """Logits: below this the second best token was close. Kernels and precisions alone move logits by 0.1 to 0.5."""
 
 
+POSE, REPORT = "geometry_msgs/msg/PoseStamped", "openvla_msgs/msg/CommandReport"
+MEASURED = ((POSE, "ee_pose"), (REPORT, "command_report"))
+"""Types and last names of topics that say where the end effector is."""
+
+POSE_WITHIN_NS = 300_000_000
+
+
 @dataclass(frozen=True)
 class Highlight:
     """A frame to look at. track: its place in PageRun.tracks."""
@@ -87,6 +94,27 @@ def pictures(track: Track, frames: Sequence[PageFrame], longest_px: int) -> dict
     except BagError as error:
         return {frame.index: str(error) for frame in frames}
     return found
+
+
+def tool_position(track: Track, frame: PageFrame) -> FloatArray | None:
+    """[3] where the end effector was at a frame, in the base frame [m]: as the frame says, else as the recording measured it then."""
+    if frame.tool_m is not None:
+        return frame.tool_m
+    try:
+        with Recording(track.path) as recording:
+            topics = [topic for topic in recording.topics if (topic.type, topic.name.rsplit("/", 1)[-1]) in MEASURED]
+            nearest: tuple[int, FloatArray] | None = None
+            for raw in recording.messages(topics, frame.log_ns - POSE_WITHIN_NS, frame.log_ns + POSE_WITHIN_NS):
+                message = recording.decode(raw)
+                if not getattr(message, "measured_pose_valid", True):
+                    continue
+                place = (message.pose if raw.topic.type == POSE else message.measured_pose).position
+                away_ns = abs(raw.log_ns - frame.log_ns)
+                if nearest is None or away_ns < nearest[0]:
+                    nearest = away_ns, np.array([place.x, place.y, place.z], np.float64)
+            return nearest[1] if nearest else None
+    except BagError:
+        return None  # then the motion is drawn beside the content of the picture, and says so
 
 
 def fit(rgb: ByteArray, longest_px: int) -> ByteArray:

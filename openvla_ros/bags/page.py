@@ -15,7 +15,7 @@ import numpy as np
 
 from openvla_ros import __version__
 from openvla_ros.bags import page_plot
-from openvla_ros.bags.highlights import Highlight, most_different, most_interesting, pictures
+from openvla_ros.bags.highlights import Highlight, most_different, most_interesting, pictures, tool_position
 from openvla_ros.bags.motion import overlay
 from openvla_ros.bags.page_content import PageFrame, PageRun, Track, action_table, distances
 from openvla_ros.bags.page_look import SCRIPT, STYLE
@@ -158,7 +158,8 @@ def _item(run: PageRun, highlight: Highlight, picture: ByteArray | str) -> str:
     if isinstance(picture, str):
         shown, projected = f'<div class="nothing"><span>no picture: {html.escape(_shorten(picture, 300))}</span></div>', False
     else:
-        drawing, projected = overlay(steps, picture.shape, track.camera, frame.tool_m)
+        tool_m = tool_position(track, frame) if track.camera is not None else None
+        drawing, projected = overlay(steps, picture.shape, track.camera, tool_m)
         height, width = picture.shape[:2]
         words = f"frame {frame.index} of {html.escape(track.name)}"
         shown = (f'<button class="zoom" aria-label="enlarge {words}"><img alt="{words}" width="{width}" height="{height}" '

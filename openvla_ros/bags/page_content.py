@@ -32,7 +32,7 @@ class PageFrame:
     difference: str = ""  # what differs from what was expected, and why; empty: nothing, or nothing was expected
     margin: float | None = None  # smallest difference between the two best logits over the tokens of the action
     driver: str = ""  # HOLD, POLICY, HUMAN, STOPPED; empty: not known
-    tool_m: FloatArray | None = None  # [3] where the end effector was, in the robot's base frame
+    tool_m: FloatArray | None = None  # [3] where the end effector was, in the robot's base frame; None: the recording is asked
     stage_ms: Mapping[str, float] = field(default_factory=dict)  # in the order in which they ran; `total` is the whole call
 
 

@@ -16,7 +16,7 @@ import pytest
 from openvla_ros.bags import page_plot
 from openvla_ros.bags.episode import EpisodeSettings, make_episode
 from openvla_ros.bags.frames import frames, select
-from openvla_ros.bags.highlights import most_different, most_interesting, pictures
+from openvla_ros.bags.highlights import most_different, most_interesting, pictures, tool_position
 from openvla_ros.bags.motion import STEPS_LONG, WIDTH, overlay, project
 from openvla_ros.bags.page import MAX_BYTES, PageFrame, PageRun, Track, write_page
 from openvla_ros.bags.read import Recording
@@ -162,6 +162,15 @@ def test_pictures_are_those_of_their_frames(track: Track, episode: Path) -> None
     assert all(np.array_equal(found[index], whole[index]) for index in (3, 17))
     turned = pictures(replace(track, rotate_180=True), [track.frames[3]], 160)[3]
     assert turned.shape == (120, 160, 3) and abs(turned.astype(float) - whole[3][::-2, ::-2]).mean() < 5
+
+
+def test_the_tool_is_where_the_recording_measured_it(track: Track, episode: Path, tmp_path: Path) -> None:
+    with Recording(episode) as recording:
+        measured = [recording.decode(raw).pose.position for raw in recording.messages([recording.topic("/state/ee_pose")])]
+    assert tool_position(track, track.frames[4]) is track.frames[4].tool_m
+    unsaid = replace(track.frames[4], tool_m=None)
+    assert tool_position(track, unsaid) == pytest.approx([measured[4].x, measured[4].y, measured[4].z])
+    assert tool_position(replace(track, path=tmp_path / "gone"), unsaid) is None
 
 
 # ---------------------------------------------------------------------- what is drawn

@@ -40,6 +40,23 @@ def test_both_storages_give_the_same_messages_in_order(write_bag: MakeBag, messa
     assert read == read_all(write_bag(entries(messages), name="other", storage="mcap"))
 
 
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3", "cut"])
+def test_a_window_of_time_is_what_lies_in_it(write_bag: MakeBag, messages: Any, storage: str) -> None:
+    path = write_bag(entries(messages), storage=storage.replace("cut", "mcap"))
+    if storage == "cut":
+        file = next(path.glob("*.mcap"))
+        file.write_bytes(file.read_bytes()[:-100])
+    whole, t0_ns = read_all(path), messages.t0_ns
+    with Recording(path) as recording:
+        def window(start_ms: int, stop_ms: int) -> list[tuple[str, int, bytes]]:
+            return [(raw.topic.name, raw.log_ns, raw.data) for raw in recording.messages(
+                recording.topics, t0_ns + start_ms * 10**6, t0_ns + stop_ms * 10**6)]
+
+        assert window(500, 502) == [one for one in whole if one[1] == t0_ns + 500 * 10**6]
+        assert window(500, 503) == [one for one in whole if 0 <= one[1] - t0_ns - 500 * 10**6 <= 2 * 10**6]
+        assert window(503, 600) == []
+
+
 def test_a_storage_file_alone_is_enough(write_bag: MakeBag, messages: Any) -> None:
     folder = write_bag(entries(messages))
     assert read_all(folder / "bag.mcap") == read_all(folder)
