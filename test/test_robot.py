@@ -196,7 +196,8 @@ def test_a_camera_is_optional_and_its_rotation_is_normalised() -> None:
 @pytest.mark.parametrize(("key", "value", "word"), [
     ("fx", 0, "expected a number of pixels"), ("width", math.nan, "expected a number of pixels"), ("cx", "320", "expected a number"),
     ("position_m", [0, 0], "expected 3 numbers"), ("position_m", [0, 0, 400], "-10 to 10 m"),
-    ("quaternion_xyzw", [0, 0, 0, 0], "has length 0"), ("quaternion_xyzw", [1, 1, 1, 1], "has length 2"), ("k1", 0.1, r"unknown keys \['k1'\]")])
+    ("quaternion_xyzw", [0, 0, 0, 0], "has length 0"), ("quaternion_xyzw", [1, 1, 1, 1], "has length 2"),
+    ("k1", 0.1, r"unknown keys \['k1'\]")])
 def test_a_wrong_camera_is_refused(key: str, value: object, word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):
         from_mapping({**GOOD, "camera": {**CAMERA, key: value}}, "here")
