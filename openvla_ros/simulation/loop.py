@@ -19,6 +19,9 @@ from openvla_ros.simulation.task import SceneState
 TICK_S = 0.02
 """The path is followed in ticks of this length: five time steps of the world."""
 
+TICKS = round(STEP_S / TICK_S)
+"""Of a step: an even number."""
+
 GRIPPER_PER_S = 2.0
 """How fast the commanded opening changes, as command_node has it."""
 
@@ -78,37 +81,42 @@ class Loop:
             raise ActionError(f"action holds NaN or infinity: {action.to_vector().tolist()}. Nothing was moved.")
         if not 0.0 <= look_before_end_s <= STEP_S:
             raise ActionError(f"the look is {look_before_end_s} s before the end of a step, expected 0 to {STEP_S:g} s.")
-        start_m, goal_m = self._sent.position_m, self._limited(action.translation_m)
-        rotation, turn_rad = self._sent.rotation, _shortened(action.rotation_rad, self._limits.max_step_rad)
-        ticks = round(STEP_S / TICK_S)
-        look_after = ticks - round(look_before_end_s / TICK_S)
-        seen: tuple[ByteArray | None, SceneState] | None = None
-        if look_after == 0:
-            seen = (self.picture() if draw else None), self.state()
-        half = ticks // 2
+        look_after = TICKS - round(look_before_end_s / TICK_S)
+        picture, state = None, self.state()
+        for tick, joints in enumerate([self._joints, *self._way(action)]):
+            if tick > 0:
+                self._tick(joints, action.gripper)
+            if tick == look_after:
+                picture, state = self.picture() if draw else None, self.state()
+        return picture, state
+
+    def _way(self, action: Action) -> list[FloatArray]:
+        """Moves the target. Returns where the joints [6] are to be after each tick: a straight line of the tool, solved at its middle
+        and end, as far as it can be reached; command_node does not go further either."""
+        start, goal_m = self._sent, self._limited(action.translation_m)
+        turn_rad = _shortened(action.rotation_rad, self._limits.max_step_rad)
         knots = [self._joints]
-        for share in (0.5, 1.0):  # a straight line of the tool, solved at its middle and end
-            wanted = Pose(start_m + share * (goal_m - start_m), _rotation(share * turn_rad) @ rotation)
+        for share in (0.5, 1.0):
+            wanted = Pose(start.position_m + share * (goal_m - start.position_m), _rotation(share * turn_rad) @ start.rotation)
             joints, missing_m = self.tabletop.inverse(wanted, knots[-1])
             if missing_m < REACHED_M:
                 self._sent = wanted
-            else:  # out of reach: command_node does not move there either
-                joints = knots[-1]
-            knots.append(joints)
-        for tick in range(1, ticks + 1):
-            first, share = (0, tick / half) if tick <= half else (1, (tick - half) / (ticks - half))
-            self._joints = knots[first] * (1.0 - share) + knots[first + 1] * share
-            self._path = [*self._path[1:], self._joints]
-            self._opening += float(np.clip(action.gripper - self._opening, -GRIPPER_PER_S * TICK_S, GRIPPER_PER_S * TICK_S))
-            self._opening = min(1.0, max(0.0, self._opening))
-            low_m, high_m = self.tabletop.finger_range_m
-            self.tabletop.set_arm_target(np.mean(self._path, axis=0))
-            self.tabletop.set_finger_target(low_m + self._opening * (high_m - low_m))
-            self.tabletop.advance(TICK_S)
-            if tick == look_after:
-                seen = (self.picture() if draw else None), self.state()
-        assert seen is not None, "the look is within the step"
-        return seen
+            knots.append(joints if missing_m < REACHED_M else knots[-1])
+        half, way = TICKS // 2, []
+        for tick in range(TICKS):
+            knot, share = tick // half, (tick % half + 1) / half
+            way.append(knots[knot] * (1.0 - share) + knots[knot + 1] * share)
+        return way
+
+    def _tick(self, joints: FloatArray, gripper: float) -> None:
+        """The target of the arm is the mean of where the joints were to be lately, as the trajectory output smooths."""
+        self._joints, self._path = joints, [*self._path[1:], joints]
+        change = GRIPPER_PER_S * TICK_S
+        self._opening = min(1.0, max(0.0, self._opening + min(change, max(-change, gripper - self._opening))))
+        low_m, high_m = self.tabletop.finger_range_m
+        self.tabletop.set_arm_target(np.mean(self._path, axis=0))
+        self.tabletop.set_finger_target(low_m + self._opening * (high_m - low_m))
+        self.tabletop.advance(TICK_S)
 
     def _limited(self, translation_m: FloatArray) -> FloatArray:
         """Where the target goes: not further than the step, the lead and the box allow."""

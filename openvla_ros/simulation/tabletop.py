@@ -56,6 +56,12 @@ PARKED_M = (3.0, 0.0, BLOCK_EDGE_M / 2.0)
 AT_LIMIT_RAD = 0.01
 """A joint counts as at its limit so near to it."""
 
+LEVER_M = 0.1
+"""1 rad of rotation counts as much as so many metres in inverse kinematics."""
+
+MAX_ITERATIONS, SOLVED_M = 60, 1e-5
+"""Of the search: two or three for a step of a policy."""
+
 ARM_BITS, LOOSE_BITS = 1, 2  # of MuJoCo's contype; the arm does not collide with itself
 
 
@@ -100,7 +106,6 @@ class Tabletop:
         self._left, self._right = (model.body(f"wx250s/{name}_link").id for name in FINGER_JOINTS)
         self._plate = model.body("plate").id
         self._arm_bodies = frozenset(number for number in range(model.nbody) if model.body(number).name.startswith("wx250s/"))
-        self.layout = layout(seed)
         self.reset(seed)
 
     @property
@@ -254,10 +259,10 @@ class Tabletop:
         high = np.minimum(self._ranges[:6, 1], seed_rad + max_step_rad)
         positions = np.clip(seed_rad, low, high)
         linear, angular = np.zeros((3, self._model.nv)), np.zeros((3, self._model.nv))
-        for _ in range(60):
+        for _ in range(MAX_ITERATIONS):
             self._put(positions)
             error = _pose_error(wanted, self._scratch.xpos[self._tool], self._scratch.xmat[self._tool].reshape(3, 3))
-            if (missing := float(np.linalg.norm(error))) < 1e-5:
+            if (missing := float(np.linalg.norm(error))) < SOLVED_M:
                 break
             mujoco.mj_comPos(self._model, self._scratch)
             mujoco.mj_jacBody(self._model, self._scratch, linear, angular, self._tool)
@@ -269,10 +274,6 @@ class Tabletop:
     def _put(self, positions_rad: FloatArray) -> None:
         self._scratch.qpos[self._qpos[:6]] = positions_rad
         mujoco.mj_kinematics(self._model, self._scratch)
-
-
-LEVER_M = 0.1
-"""1 rad of rotation counts as much as so many metres."""
 
 
 def _pose_error(wanted: Pose, position_m: FloatArray, rotation: FloatArray) -> FloatArray:
