@@ -3,7 +3,8 @@
 Only sensing topics are played, on this computer only, and the robot profile has no hardware. The recording starts when
 policy_node is active, and all ends after it. The driver is HOLD: action chunks come out, commands only after
 `ros2 service call /set_driver openvla_msgs/srv/SetDriver "{driver: 1}"`. `openvla-ros run --bag` hands over by itself.
-Arguments: `ros2 launch openvla_ros replay.launch.py --show-args`.
+With `expect:=FILE` (from `openvla-ros replay --write-expected FILE`) the chunks are compared with it, and the result is shown at the end;
+with `player:=ros2` it is `ros2 bag play` that plays. Arguments: `ros2 launch openvla_ros replay.launch.py --show-args`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.substitutions import ExecutableInPackage
 
+from openvla_ros.bags.playback import sensing_names
+from openvla_ros.bags.read import Recording
+
 SHARE = Path(get_package_share_directory("openvla_ros"))
 
 YES_NO = ["true", "false"]
@@ -49,6 +53,10 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("image_transport", default_value="compressed", choices=["raw", "compressed"],
                               description="What that topic holds: raw is sensor_msgs/Image, compressed is CompressedImage."),
         DeclareLaunchArgument("instruction_topic", default_value="/instruction", description="Instruction topic of the recording."),
+        DeclareLaunchArgument("player", default_value="openvla_ros", choices=["openvla_ros", "ros2"], description="What plays the "
+                              "recording: openvla-ros play, or ros2 bag play with the same sensing topics."),
+        DeclareLaunchArgument("expect", default_value="", description="File with expected actions: what the policy says is compared "
+                              "with it, and the launch ends after the comparison."),
         SetEnvironmentVariable(*LOCALHOST),
         IncludeLaunchDescription(
             PythonLaunchDescriptionSource(str(SHARE / "launch" / "robot.launch.py")),
@@ -59,13 +67,21 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def play(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Start the player once policy_node is active, however long it loads; end everything when the recording ends."""
+    """Start the player once policy_node is active, however long it loads; end everything when the recording, or its judge, ends."""
 
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    player = ExecuteProcess(
-        cmd=[ExecutableInPackage(package="openvla_ros", executable="openvla-ros"), "play", value("bag"), "--rate", value("rate"),
-             *(["--loop"] if value("loop") == "true" else [])],
-        name="player", output="screen", on_exit=Shutdown(reason="the recording has ended"))
-    return [RegisterEventHandler(OnStateTransition(goal_state="active", entities=[player]))]
+    ours = ExecutableInPackage(package="openvla_ros", executable="openvla-ros")
+    ends = {"on_exit": Shutdown(reason="the recording has ended")}
+    if value("player") == "ros2":
+        # ros2 bag play would publish every recorded topic, those that command an arm too.
+        with Recording(value("bag")) as recording:
+            command = ["ros2", "bag", "play", value("bag"), "--clock", "100", "--delay", "3", "--topics", *sensing_names(recording.topics)]
+    else:
+        command = [ours, "play", value("bag")]
+    command += ["--rate", value("rate"), *(["--loop"] if value("loop") == "true" else [])]
+    judge = ExecuteProcess(cmd=[ours, "replay", value("bag"), "--attach", "--expect", value("expect"), "--rate", value("rate")],
+                           name="judge", output="screen", **ends)
+    player = ExecuteProcess(cmd=command, name="player", output="screen", **({} if value("expect") else ends))
+    return [RegisterEventHandler(OnStateTransition(goal_state="active", entities=[player, *([judge] if value("expect") else [])]))]

@@ -85,6 +85,11 @@ def choose(topics: Sequence[Topic], named: Sequence[str] = (), remaps: Mapping[s
     return tuple(parts)
 
 
+def sensing_names(topics: Sequence[Topic]) -> tuple[str, ...]:
+    """Names of the topics with messages that may be played as they are, by any player. Raises BagError when there are none."""
+    return tuple(part.topic.name for part in choose(topics) if not part.commanding)
+
+
 def left_out(topics: Sequence[Topic], parts: Sequence[Part]) -> tuple[Topic, ...]:
     """Topics with messages that are not in the programme, for a word to the user."""
     chosen = {(part.topic.name, part.topic.type) for part in parts}

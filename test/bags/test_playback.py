@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openvla_ros.bags.playback import Event, Timeline, choose, is_sensing, left_out
+from openvla_ros.bags.playback import Event, Timeline, choose, is_sensing, left_out, sensing_names
 from openvla_ros.bags.read import Quality, Raw, Recording, Topic
 from openvla_ros.errors import BagError, ConfigurationError
 
@@ -59,6 +59,12 @@ def test_only_sensing_topics_are_chosen_by_default_and_the_rest_is_listed() -> N
     parts = choose(topics)
     assert [(part.heard_as, part.commanding) for part in parts] == [("/camera/image_raw", False)]
     assert [one.name for one in left_out(topics, parts)] == ["/teleop/action7", "/clock"]
+
+
+def test_another_player_is_given_the_names_of_sensing_topics_alone() -> None:
+    found = (topic("/camera/image_raw"), topic("/wx250s/commands/joint_group", "x_msgs/msg/Y"), topic("/instruction", STRING),
+             topic("/teleop/action", "geometry_msgs/msg/TwistStamped"), topic("/empty/image_raw", count=0))
+    assert sensing_names(found) == ("/camera/image_raw", "/instruction")
 
 
 def test_commanding_topics_need_a_name_and_are_heard_under_replay() -> None:

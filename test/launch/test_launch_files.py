@@ -14,7 +14,7 @@ FILES = ("robot", "replay", "simulation")
 PROMISED = {
     "robot": {"robot", "checkpoint", "unnorm_key", "namespace", "params_file", "policy_params_file", "image_topic", "image_transport",
               "instruction_topic", "use_sim_time", "dry_run", "autostart", "device", "dtype", "quantization"},
-    "replay": {"bag", "rate", "loop", "robot", "image_topic", "image_transport", "instruction_topic"},
+    "replay": {"bag", "rate", "loop", "robot", "image_topic", "image_transport", "instruction_topic", "player", "expect"},
     "simulation": {"seed", "real_time_factor", "rviz", "robot", "checkpoint", "policy", "device", "namespace"},
 }
 
@@ -59,7 +59,8 @@ def test_every_argument_that_is_used_is_declared_and_none_is_idle(checkout: Path
     assert used(tree) == set(declared(tree))
 
 
-@pytest.mark.parametrize(("name", "own"), [("replay", {"bag", "rate", "loop"}), ("simulation", {"seed", "real_time_factor", "rviz"})])
+@pytest.mark.parametrize(("name", "own"), [
+    ("replay", {"bag", "rate", "loop", "player", "expect"}), ("simulation", {"seed", "real_time_factor", "rviz"})])
 def test_what_includes_robot_sets_only_arguments_that_it_has(checkout: Path, name: str, own: set[str]) -> None:
     tree, robot = source(checkout, name), declared(source(checkout, "robot"))
     include = calls(tree, "IncludeLaunchDescription")[0]
