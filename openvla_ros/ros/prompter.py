@@ -25,8 +25,11 @@ at first: the first joint states and chunks are on their way."""
 SILENT_S = 0.75
 """So long after HOLD command_node has sent its last word: the ramp of a soft stop and half a second of zeros."""
 
-LINGER_S = 1.5
-"""How long a run looks on after the last task, so that its film has an end."""
+LINGER_S, HELD_S = 1.5, 5.0
+"""How long a run looks on after the last task, so that its film has an end; and after the arm is held, as it may go on."""
+
+CLOCK_RULE = "clock"
+"""How command_node counts that simulated time stood still, which it cannot tell from a simulation that died."""
 
 RESET = re.compile(r"reset(?:\s+(\d+))?")
 
@@ -46,6 +49,7 @@ class Prompter:
         self._work: Work | None = None
         self._current, self._heard = "", False  # what was given last, and whether the policy has said it back
         self._over_since_s: float | None = None
+        self._stalls = 0  # of the simulated clock that were dealt with
 
     @property
     def scene(self) -> str:
@@ -73,6 +77,8 @@ class Prompter:
         self._lines.extend(lines)
         if self._work is not None and next(self._work, self) is self:
             self._work = None
+        if self._work is None:
+            self._work = self._resume()
         if self._work is None and self._lines and (not patient or self._over()):
             self._work = self._obey(self._lines.popleft())
         return ended and self._work is None and not self._lines and self._over()
@@ -117,6 +123,15 @@ class Prompter:
         if self._drive:
             yield from self._drive_soon()
 
+    def _resume(self) -> Work | None:
+        """On a busy computer simulated time may stand still for a moment, and command_node holds the arm, as it must. Here the simulation
+        lives, so POLICY goes on. Whatever else ended it stays ended."""
+        stalls = self._observer.tally.rule_count(CLOCK_RULE)
+        if stalls <= self._stalls or self._seed is None or not self._drive or self._observer.tally.driver != "HOLD":
+            return None
+        self._say("simulated time stood still for a moment, and the arm was held: this computer is busy. POLICY goes on")
+        return self._drive_soon()
+
     def _drive_soon(self) -> Work:
         told, began_s = False, self._now_s
         while not (answer := (yield from self._ask(lambda: self._observer.set_driver("policy")))).success:
@@ -126,6 +141,7 @@ class Prompter:
             until_s = self._now_s + REFUSED_AGAIN_S
             while self._now_s < until_s:
                 yield
+        self._stalls = self._observer.tally.rule_count(CLOCK_RULE)  # those before it are over
 
     def _ask(self, request: Callable[[], Any]) -> Generator[None, None, Any]:
         """The answer of a service, however often it must be asked."""
@@ -143,21 +159,27 @@ class Prompter:
         """The instruction given last came to its end, and a little more time passed; true when it was a stop."""
         if not self._current:
             return True
-        if not self._at_its_end():
+        patience_s = self._patience_s()
+        if patience_s is None:
             self._over_since_s = None
             return False
         if self._over_since_s is None:
             self._over_since_s = self._now_s
-        return self._now_s - self._over_since_s >= LINGER_S
+        return self._now_s - self._over_since_s >= patience_s
 
-    def _at_its_end(self) -> bool:
-        """It was carried out, its time has passed, somebody else gave another one, or nobody drives any more."""
+    def _patience_s(self) -> float | None:
+        """How long to look on from the moment at which the instruction came to its end; None as long as it did not.
+
+        Its end: it was carried out, its time has passed, somebody else gave another one, or nobody drives any more.
+        """
         scene = self._observer.scene
         if scene is None:
-            return False
+            return None
         in_force = scene.instruction == self._current
         self._heard = self._heard or in_force
-        return self._heard and (scene.over or not in_force or self._observer.tally.driver in ("HOLD", "STOPPED"))
+        if self._heard and (scene.over or not in_force):
+            return LINGER_S
+        return HELD_S if self._heard and self._observer.tally.driver in ("HOLD", "STOPPED") else None
 
 
 def described(colours: Sequence[str]) -> str:

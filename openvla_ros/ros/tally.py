@@ -134,6 +134,11 @@ class Tally:
         with self._lock:
             return self._part("policy")[2].get("state", "")
 
+    def rule_count(self, rule: str) -> int:
+        """How often a safety rule acted or refused, as command_node last said."""
+        with self._lock:
+            return self._rules().get(rule, 0)
+
     def camera_publishers(self) -> int:
         """How many publishers of its camera policy_node has found, as it last said."""
         with self._lock:

@@ -432,3 +432,19 @@ def test_instructions_are_typed_while_it_runs(clean_environment: dict[str, str],
         assert before == after, "the terminal was given back"
     finally:
         subprocess.run([*tmux, "kill-server"], capture_output=True, timeout=20, check=False)
+
+
+@pytest.mark.ros
+def test_a_simulation_that_stalls_goes_on(simulation: Callable[..., System]) -> None:
+    live = simulation("--plain", "--seconds", "20")
+    said = Path(live.out.name)
+    live.until(lambda: "first motion" in said.read_text())
+    world = live.parts()["simulation_node"]
+    world.suspend()
+    live.until(lambda: "driver HOLD" in said.read_text().partition("first motion")[2])
+    world.resume()
+    live.until(lambda: "POLICY goes on" in said.read_text())
+    live.until(lambda: "driver POLICY" in said.read_text().partition("POLICY goes on")[2])
+    live.process.send_signal(signal.SIGINT)
+    assert live.ended() == 0, live.said()
+    assert "driver at the end HOLD" in live.said() and "POLICY fell" not in live.said()

@@ -140,7 +140,7 @@ def test_rules_and_refusals_come_from_the_nodes_own_words() -> None:
     tally.on_diagnostics(health("/command_node: driver", count_chunks=9, count_steps=7, count_age=2), OURS)
     tally.on_diagnostics(health("/policy_node: policy", DiagnosticStatus.ERROR, "configure refused: no key"), OURS)
     tally.on_diagnostics(health("/other_node: policy", DiagnosticStatus.ERROR, "not ours"), OURS)
-    assert tally.summary(None)["rules"] == {"age": 2}
+    assert tally.summary(None)["rules"] == {"age": 2} and tally.rule_count("age") == 2 and tally.rule_count("clock") == 0
     assert tally.refusal() == "configure refused: no key"
     assert tally.view().problems == ("/policy_node: policy: configure refused: no key",)
 
