@@ -17,6 +17,7 @@ from openvla_ros.bags.expect import Tolerance
 from openvla_ros.bags.frames import select
 from openvla_ros.bags.read import Recording
 from openvla_ros.cli.replay_live import finish, replay_live
+from openvla_ros.cli.replay_pages import refuse_without_viewer, show_files, write_pages
 from openvla_ros.cli.replay_tables import show, show_all, show_comparison
 from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.policy.catalogue import SCRIPTED, PolicySettings, read_profile
@@ -57,6 +58,7 @@ def main(
     tolerance_gripper: Annotated[float, typer.Option(help="The same for the gripper, 0..1.")] = 1.0,
     max_flips: Annotated[float, typer.Option(help="Largest share of frames whose ids may flip below the margin bound, 0..1.")] = 0.1,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit file for continuous integration.")] = None,
+    rerun: Annotated[Path | None, typer.Option(help="Write the run for the Rerun viewer to this .rrd file.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes for several bags; each loads the model.")] = 1,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Frames that the model looks at together.")] = 1,
     instruction: Annotated[str, typer.Option(help="Use this instruction instead of the recorded ones.")] = "",
@@ -108,21 +110,26 @@ def main(
                     instruction_topic, action_topic, stride, limit, batch, file_for(expect, bag, bags, "--expect"),
                     file_for(write_expected, bag, bags, "--write-expected"), tolerance, through, robot, latency_s) for bag in bags]
     jobs = unnamed_twice(jobs)
+    refuse_without_viewer(rerun)
     console = Console(stderr=True, quiet=as_json)
     if live or attach:
         if len(jobs) > 1 or suite is not None or against or junit or write_expected or through != "policy":
             raise ConfigurationError("--live takes one bag, without --suite, --against, --junit, --write-expected and --through.")
+        if rerun is not None:
+            raise ConfigurationError("--rerun shows what was computed offline: leave out --live.")
         return finish(*replay_live(jobs[0], attach, rate), folder, as_json)
     if against:
-        return run_against(jobs, versus.other_settings(jobs[0].policy, against), workers, folder, console, as_json)
+        return run_against(jobs, versus.other_settings(jobs[0].policy, against), workers, folder, console, as_json, rerun)
     if len(jobs) == 1 and suite is None:
         result = run_one(jobs[0], console, as_json)
         if junit is not None:
             write_junit([result], junit)
+        files = write_pages(jobs, [result], folder, rerun)
         if as_json:
-            print(json.dumps(plain_result(result)))
+            print(json.dumps({**plain_result(result), **files}))
         else:
             show(result)
+            show_files(files)
         return int(result.status == DIFFERS)
     results = run_many(jobs, workers, console)
     summary: dict[str, Any] = {
@@ -132,10 +139,12 @@ def main(
     write_summary(summary, folder)
     if junit is not None:
         write_junit(results, junit)
+    files = write_pages(jobs, results, folder, rerun) if rerun is not None or any(job.report for job in jobs) else {}
     if as_json:
-        print(json.dumps({**summary, "summary": str(folder / SUMMARY)}))
+        print(json.dumps({**summary, "summary": str(folder / SUMMARY), **files}))
     else:
         show_all(results, folder / SUMMARY)
+        show_files(files)
     return 2 if summary["failed"] else int(summary["differs"] > 0)
 
 
@@ -192,7 +201,8 @@ def run_many(jobs: Sequence[Job], workers: int, console: Console) -> list[Result
         return run_all(jobs, workers, lambda result: bar.advance(task))
 
 
-def run_against(jobs: Sequence[Job], other: PolicySettings, workers: int, folder: Path, console: Console, quiet: bool) -> int:
+def run_against(jobs: Sequence[Job], other: PolicySettings, workers: int, folder: Path, console: Console, quiet: bool,
+                rerun: Path | None = None) -> int:
     """Each recording through two policies. Exit code 2 when one could not be compared."""
     for job in jobs:
         check(job)
@@ -202,10 +212,14 @@ def run_against(jobs: Sequence[Job], other: PolicySettings, workers: int, folder
              "bags": [{"name": match.job.name, **({"error": match.error} if match.comparison is None else versus.as_json(match.comparison))}
                       for match in matches]}
     write_summary(plain, folder)
+    bases, others = results[:len(jobs)], results[len(jobs):]
+    name = next((match.comparison.other for match in matches if match.comparison is not None), "the other policy")
+    files = write_pages(jobs, bases, folder, rerun, others, name)
     if quiet:
-        print(json.dumps({**plain, "summary": str(folder / SUMMARY)}))
+        print(json.dumps({**plain, "summary": str(folder / SUMMARY), **files}))
     else:
         show_comparison(matches, whole, folder / SUMMARY)
+        show_files(files)
     return 2 if any(match.comparison is None for match in matches) else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,28 @@ def test_json_and_files(episode: Path, tmp_path: Path, capsys: pytest.CaptureFix
     report = json.loads(Path(said["report"]).read_text())
     assert report["digest"] == said["digest"] and len(report["frames"]) == 4 and "frames" not in said
     assert Path(said["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert "<title>scripted on episode</title>" in Path(said["page"]).read_text(encoding="utf-8") and "rerun" not in said
+
+
+def test_one_page_for_several_recordings_and_for_two_policies(episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.mcap"
+    broken.write_bytes(b"nothing")
+    command = ["replay", str(episode), str(broken), "--checkpoint", "scripted", "--output", str(tmp_path / "out"), "--json"]
+    assert answer(command) == 2
+    text = Path(json.loads(capsys.readouterr().out)["page"]).read_text(encoding="utf-8")
+    assert "scripted on 2 recordings" in text and "broken.mcap</b> could not be run" in text
+    del command[2]
+    assert answer([*command, "--against", "step_s=0.5"]) == 0
+    text = Path(json.loads(capsys.readouterr().out)["page"]).read_text(encoding="utf-8")
+    assert "Where scripted and scripted, step_s=0.5 are furthest apart" in text
+
+
+@pytest.mark.skipif(find_spec("rerun") is not None, reason="rerun-sdk is installed")
+def test_a_viewer_that_is_not_installed_is_named_before_anything_runs(episode: Path, tmp_path: Path,
+                                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(["replay", str(episode), "--checkpoint", "scripted", "--output", str(tmp_path / "out"), "--rerun",
+                   str(tmp_path / "run.rrd"), "--json"]) == 2
+    assert "openvla-ros[viewer]" in json.loads(capsys.readouterr().out)["error"] and not (tmp_path / "out").exists()
 
 
 def test_words_for_people(episode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +56,8 @@ def test_words_for_people(episode: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert answer(["replay", str(episode), "--checkpoint", "scripted", "--stride", "2"]) == 0
     shown = capsys.readouterr().out
     assert "gripper" in shown and "5 frames, 0 faults" in shown and "looks at neither picture" in shown
-    assert sorted(path.name for path in (tmp_path / "replay-episode").iterdir()) == ["replay.json", "replay.png"]
+    assert sorted(path.name for path in (tmp_path / "replay-episode").iterdir()) == ["replay.html", "replay.json", "replay.png"]
+    assert "page: replay-episode/replay.html" in shown
 
 
 @pytest.mark.parametrize(("arguments", "word"), [
