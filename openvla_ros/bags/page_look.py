@@ -73,7 +73,7 @@ svg .inside { fill: var(--ink); } .grid { stroke: var(--rule); stroke-width: .7;
 .halo { fill: none; stroke: #0b0e11; stroke-width: 5; opacity: .5; stroke-linecap: round; stroke-linejoin: round; }
 .tool { fill: none; stroke: #fff; stroke-width: 2; }
 .arrow.recorded, .level.recorded { stroke: #e8edf3; } .arrow.predicted, .level.predicted { stroke: #ff6577; }
-.arrow.sent, .level.sent { stroke: #5db0ff; } .arrow.against, .level.against { stroke: #35d6bf; }
+.arrow.sent, .level.sent { stroke: #5db0ff; } .arrow.sent { stroke-width: 5; } .arrow.against, .level.against { stroke: #35d6bf; }
 .fill.recorded, .rest.recorded { fill: #e8edf3; } .fill.predicted, .rest.predicted { fill: #ff6577; }
 .fill.sent, .rest.sent { fill: #5db0ff; } .fill.against, .rest.against { fill: #35d6bf; }
 .key { font-weight: 600; } .key.recorded { color: var(--recorded); } .key.predicted { color: var(--predicted); }
