@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 
 from openvla_ros.bags.frames import Marks
 from openvla_ros.bags.replay import ACTION_UNITS, ReplayedFrame
+from openvla_ros.bags.report import write_whole
 from openvla_ros.contract import ACTION_NAMES, Evidence, FloatArray
 from openvla_ros.errors import BagError, ConfigurationError
 
@@ -310,7 +309,12 @@ def write_expectation(expectation: Expectation, path: Path) -> None:
         lines.append("  " + json.dumps(plain, allow_nan=False))
     head = {"format": FORMAT, "version": VERSION, **expectation.provenance, "prompts": [list(ids) for ids in prompts]}
     text = "{\n" + "".join(f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)},\n" for key, value in head.items())
-    _write_whole(path, text + ' "frames": [\n' + ",\n".join(lines) + "\n ]\n}\n")
+    text += ' "frames": [\n' + ",\n".join(lines) + "\n ]\n}\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise BagError(f"{path} cannot be written: {error}. Name a file in a folder of yours.") from error
 
 
 def read_expectation(path: Path) -> Expectation:
@@ -364,19 +368,3 @@ def _array(values: Sequence[float] | None, length: int = len(ACTION_NAMES)) -> F
 
 def _numbers(values: FloatArray | None) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        unfinished = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            unfinished.chmod(0o644)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise BagError(f"{path} cannot be written: {error}. Name a file in a folder of yours.") from error

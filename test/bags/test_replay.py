@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from openvla_ros.bags.frames import Tally, select
 from openvla_ros.bags.read import Recording
 from openvla_ros.bags.replay import Replay, ReplayedFrame, dimension_errors, replay
 from openvla_ros.bags.report import as_plain, write_report
-from openvla_ros.contract import ACTION_NAMES, Action, ActionChunk, Observation, Policy
+from openvla_ros.contract import ACTION_NAMES, Action, ActionChunk, Evidence, Observation, Policy
 from openvla_ros.errors import BagError
 from openvla_ros.policy.catalogue import PolicySettings, load_policy
 from openvla_ros.policy.scripted import ScriptedPolicy
@@ -72,6 +72,38 @@ def test_two_replays_are_equal_and_a_different_one_is_not(write_bag: MakeBag, me
     bag = write_bag(small(messages))
     assert run(bag, ScriptedPolicy()).digest == run(bag, ScriptedPolicy()).digest
     assert run(bag, Recorder({})).digest != run(bag, Recorder({1: [0.0] * 6 + [1e-9]})).digest
+
+
+class Together(Recorder):
+    """The same, for several frames at once, with evidence."""
+
+    def __init__(self, answers: dict[int, Any]) -> None:
+        super().__init__(answers)
+        self.batches = list[int]()
+
+    def testify(self, observations: Sequence[Observation]) -> list[tuple[ActionChunk, Evidence]]:
+        self.batches.append(len(observations))
+        return [(self.act(observation), Evidence((observation.rgb[0, 0, 0],), "pixels", (1.0,))) for observation in observations]
+
+
+def test_batches_change_nothing_but_how_often_the_policy_is_asked(write_bag: MakeBag, messages: Any) -> None:
+    bag, answers = write_bag(small(messages)), {0: [1.0] * 7, 2: "early end", 3: [0.5] * 7}
+    policy = Together(answers)
+    with Recording(bag) as recording:
+        found = replay(recording, select(recording), policy, batch=3, marks=True)
+    alone = run(bag, Recorder(answers))
+    assert policy.batches == [3, 1] and found.digest == alone.digest  # of the second three one picture is broken
+    assert [frame.evidence.input_ids if frame.evidence else None for frame in found.frames] == [(0,), (1,), (2,), None, (4,)]
+    assert all(frame.marks is not None for frame in found.frames) and all(frame.marks is None for frame in alone.frames)
+    assert [frame.log_ns for frame in found.frames] == [messages.t0_ns + (200 * k + 10) * 1_000_000 for k in range(5)]
+
+
+def test_what_is_odd_about_a_recording_is_in_the_notes(write_bag: MakeBag, messages: Any) -> None:
+    bag = write_bag([messages.text(0, "go"), *(messages.image(k + 1, k) for k in range(200))])
+    file = bag / "bag.mcap"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    found = run(bag, Recorder({}))
+    assert 20 < len(found.frames) < 200 and found.notes[0] == "made for tests" and "as far as it is whole" in found.notes[1]
 
 
 def test_nothing_to_show_is_refused(write_bag: MakeBag, messages: Any) -> None:

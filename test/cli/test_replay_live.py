@@ -1,4 +1,4 @@
-"""`openvla-ros replay --live` and `--attach`: the real nodes over DDS say what the offline replay says."""
+"""`openvla-ros replay --live`: the real nodes over DDS say what the offline replay says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from openvla_ros.bags.agreement import agree
 from openvla_ros.bags.episode import EpisodeSettings, make_episode
+from openvla_ros.bags.expect import Tolerance, read_expectation
 from openvla_ros.cli.app import answer
+from openvla_ros.cli.replay_live import finish
 
 pytestmark = pytest.mark.ros
 
@@ -59,19 +62,25 @@ def test_live(bag: Path, checkpoint: Path, patient: Path, tmp_path: Path, ros_en
     assert json.loads(Path(said["report"]).read_text())["live"] == said["live"]
 
 
-def test_attached_to_what_others_play(bag: Path, checkpoint: Path, patient: Path, tmp_path: Path, ros_environment: dict[str, str]) -> None:
-    """The expectation is made without ROS, and whoever listens needs no policy. The nodes take longer to start than the listener."""
-    expected, policy = tmp_path / "expected.json", ("--checkpoint", str(checkpoint), "--policy", str(patient))
-    assert answer(["replay", str(bag), *policy, "--output", str(tmp_path / "offline"), "--write-expected", str(expected)]) == 0
-    attach = [*COMMAND, "replay", str(bag), "--attach", "--expect", str(expected), "--json", "--output", str(tmp_path / "out")]
-    run = [*COMMAND, "run", "--bag", str(bag), *policy, "--json", "--domain", ros_environment["ROS_DOMAIN_ID"], "--log-dir", str(tmp_path)]
-    environment = ros_environment | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(attach, env=environment, stdout=subprocess.PIPE, text=True) as listener, \
-            subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL) as nodes:
-        out, _ = listener.communicate(timeout=160)
-        assert nodes.wait(60) == 0
-    assert listener.returncode == 0, out
-    agrees(json.loads(out)["live"])
+def test_attached_to_a_player_without_nodes(bag: Path, tmp_path: Path, ros_environment: dict[str, str]) -> None:
+    """The listener hears the clock come and go, and nobody answers."""
+    from openvla_ros.cli.replay_live import listen
+    from openvla_ros.ros.live_listener import LiveListener
+
+    expected = tmp_path / "expected.json"
+    assert answer(["replay", str(bag), "--checkpoint", "scripted", "--output", str(tmp_path / "a"), "--write-expected", str(expected)]) == 0
+    listener = LiveListener()
+    try:
+        with subprocess.Popen([*COMMAND, "play", str(bag), "--linger-s", "0.5"], env=ros_environment, stdout=subprocess.DEVNULL) as player:
+            listen(listener)
+            assert player.wait(60) == 0
+        agreement = agree(read_expectation(expected), listener.chunks, listener.ticks, Tolerance())
+    finally:
+        listener.close()
+    assert finish(agreement, {}, tmp_path / "out", as_json=False) == 1
+    live = json.loads((tmp_path / "out" / "live.json").read_text())["live"]
+    assert live["agrees"] is False and live["compared"] == 0 and live["skipped"] == list(range(10))
+    assert live["clock"]["rate"] == pytest.approx(1.0, rel=0.05)
 
 
 @pytest.mark.parametrize(("arguments", "word"), [
