@@ -134,8 +134,11 @@ class Scribe:
         with self._lock:
             return Progress(self._open, tuple(self._bags), self._bytes, self._messages, dict(self._dropped))
 
-    def close(self, longest_s: float) -> None:
-        """End the recording and wait until all is on the disk, at most so long; what is still queued then is counted as dropped."""
+    def close(self, longest_s: float) -> bool:
+        """End the recording and wait until all is on the disk, at most so long; what is still queued then is counted as dropped.
+
+        False where the disk does not return even then: the thread hangs in it.
+        """
         self._do(lambda: self._end(self._dropped_now()))  # then: also what is given up below
         with self._lock:
             self._closing = True
@@ -151,6 +154,7 @@ class Scribe:
             self._thread.join(longest_s)
         if self._thread.is_alive():
             self._failure = BagError("the disk takes nothing any more. What it has can be read. Look at 'dmesg', and use another disk.")
+        return not self._thread.is_alive()
 
     def _dropped_now(self) -> Counter[str]:
         with self._lock:

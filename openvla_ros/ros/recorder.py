@@ -131,9 +131,11 @@ class Recorder(Node):  # type: ignore[misc]
         self._timer = self.create_timer(LOOK_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def farewell(self) -> None:
-        """End the recording, with what the nodes said about themselves, and wait until it is on the disk."""
+        """End the recording, with what the nodes said about themselves, and wait until it is on the disk. Raises BagError if that hangs."""
+        self._facts.wait(SETTLE_S)
         self._scribe.describe(self._facts.texts())
-        self._scribe.close(DRAIN_S)
+        if not self._scribe.close(DRAIN_S) and self._scribe.failure is not None:
+            raise self._scribe.failure  # nobody else could tell: a process whose thread hangs leaves from here
 
     def result(self) -> Result:
         """What there is, after `farewell`."""

@@ -73,6 +73,11 @@ class Facts:
         """Whether nothing more is expected from the nodes that are there, nor from the checkpoint."""
         return all(inquiry.ended for inquiry in self._inquiries.values()) and not (self._reading and self._reading.is_alive())
 
+    def wait(self, longest_s: float) -> None:
+        """Wait for the checkpoint, if it is being read."""
+        if self._reading is not None:
+            self._reading.join(longest_s)
+
     def texts(self) -> dict[str, str]:
         """All that is known now."""
         robot, profile = self._robot_profile()

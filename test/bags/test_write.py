@@ -314,7 +314,7 @@ def test_a_disk_that_takes_nothing_more_is_given_up(tmp_path: Path, say: Say) ->
     for k in range(20):
         scribe.offer(say(words(), k, "x" * 100_000))
     drain.blocked.wait()
-    scribe.close(0.1)
+    assert not scribe.close(0.1)
     assert "takes nothing any more" in str(scribe.failure) and scribe.progress().dropped["/words"] > 5
     drain.open.set()
 
