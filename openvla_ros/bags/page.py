@@ -159,7 +159,8 @@ def _item(run: PageRun, highlight: Highlight, picture: ByteArray | str) -> str:
         shown, projected = f'<div class="nothing"><span>no picture: {html.escape(_shorten(picture, 300))}</span></div>', False
     else:
         tool_m = tool_position(track, frame) if track.camera is not None else None
-        drawing, projected = overlay({series: steps[series] for series in PREDICTED_LAST if series in steps}, picture.shape, track.camera, tool_m)
+        ordered = {series: steps[series] for series in PREDICTED_LAST if series in steps}
+        drawing, projected = overlay(ordered, picture.shape, track.camera, tool_m)
         height, width = picture.shape[:2]
         words = f"frame {frame.index} of {html.escape(track.name)}"
         shown = (f'<button class="zoom" aria-label="enlarge {words}"><img alt="{words}" width="{width}" height="{height}" '
