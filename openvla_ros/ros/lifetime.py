@@ -20,6 +20,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from openvla_ros.errors import OpenvlaRosError
+from openvla_ros.ros.clock_listener import hear_apart
 
 GRACE_S = 2.0
 """How long running callbacks (a forward pass, a model being loaded) may take to end; then the process leaves all the same."""
@@ -56,6 +57,7 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
         print(f"refused to start: {error}", file=sys.stderr)
         return 2
     executor: Executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
+    clock = hear_apart(node) if threads > 1 else None
     executor.add_node(node)
     failure: list[BaseException] = []
 
@@ -80,6 +82,8 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
     if failure:
         node.get_logger().fatal(f"{type(failure[0]).__name__}: {failure[0]}")
     code = 1 if failure else 0
+    if clock is not None:
+        clock.close()
     executor.shutdown(timeout_sec=GRACE_S)
     thread.join(timeout=GRACE_S)
     if not thread.is_alive():
