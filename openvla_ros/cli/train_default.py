@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,8 +54,9 @@ def main(
         raise DependencyMissing(f"training needs torch and MuJoCo ({error}). Install them with: "
                                 "pip install 'openvla-ros[policy,simulation]'") from error
     recipe = RECIPES["smoke" if smoke else "full"]
-    if recipe.batch_frames % workers:
-        raise ConfigurationError(f"{workers} workers cannot share the {recipe.batch_frames} frames of an update evenly. Take a divisor.")
+    if math.gcd(recipe.picture_frames, recipe.batch_frames) % workers:
+        raise ConfigurationError(f"{workers} workers cannot share the {recipe.picture_frames} and {recipe.batch_frames} frames of an "
+                                 "update evenly. Take a divisor of both.")
     with shown_progress(as_json) as report:
         outcome = train(output, recipe, seed, workers, read_limits(), resume, report)
     if smoke:

@@ -65,9 +65,9 @@ Made by `openvla-ros train-default{options}`: seed {seed}, {workers} processes o
   turns the hand), gripper as it is.
 - **Losses**: Gaussian soft labels over the 256 bins (4 bins wide; {bin_mm:.2f} mm per bin) and half the distance of the expected bin
   / 20. In training only: where each block, plate and tool is (patch, offset, position), and where tool and goal of the instruction are.
-- **Steps**: {picture_steps} updates of the picture's questions alone, then {steps} with {instructions} instructions per frame, {batch}
-  frames each. AdamW, peak rate {peak:g}, level, then a cosine down over the last {decay:.0%} to {floor:.0%}; averaged weights (0.995).
-  Matrix products in bfloat16, weights in float32.
+- **Steps**: {picture_steps} updates of the picture's questions alone, {picture_frames} frames each, then {steps} of {batch} frames with
+  {instructions} instructions per frame. AdamW, peak rate {peak:g}, level, then a cosine down over the last {decay:.0%} to
+  {floor:.0%}; averaged weights (0.995). Matrix products in bfloat16, weights in float32.
 
 {remarks}
 ## Training log
@@ -99,6 +99,7 @@ def write_card(recipe: Recipe, seed: int, workers: int, shape: ModelShape, param
         high_ms=1e3 * driving.latency_s[1], driven=driven, rounds=len(recipe.rounds), tower_width=tower.width, blocks=tower.depth - 1,
         patch=tower.patch, width=decoder.hidden_size, layers=decoder.num_hidden_layers, mlp=decoder.intermediate_size, key=KEY,
         limit_mm=1e3 * LARGEST_STEP_M, bin_mm=1e3 * 2 * LARGEST_STEP_M / 255, picture_steps=recipe.picture_steps,
+        picture_frames=recipe.picture_frames,
         steps=recipe.schedule.steps, instructions=recipe.instructions, batch=recipe.batch_frames, peak=recipe.schedule.peak,
         decay=recipe.schedule.decay_share, floor=recipe.schedule.floor_share, remarks=f"{remarks}\n" if remarks else "",
         history=history_table(log))

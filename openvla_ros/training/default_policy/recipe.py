@@ -21,8 +21,9 @@ class Recipe:
     """Everything that decides what is learned, besides the seed.
 
     The first `picture_steps` updates ask the picture's questions only, at a third of the cost; then come `steps` updates with
-    instructions. batch_frames: per update, all processes together; instructions: per frame. evaluate_every: updates between
-    evaluations in closed loop, with evaluate_episodes of each task; trial_episodes: of each task in the card.
+    instructions. picture_frames, batch_frames: per update of either kind, all processes together; instructions: per frame.
+    evaluate_every: updates between evaluations in closed loop, with evaluate_episodes of each task; trial_episodes: of each
+    task in the card.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Recipe:
     part: int  # frames per file and process
     picture_steps: int
     picture_rate: float
+    picture_frames: int
     schedule: Schedule
     batch_frames: int
     instructions: int
@@ -55,13 +57,13 @@ class Recipe:
 
 
 FULL = Recipe(
-    name="full", demonstrations=24_000, part=4_000, picture_steps=600, picture_rate=1.5e-3,
-    schedule=Schedule(peak=1.2e-3, steps=4_200, warmup_steps=100, decay_share=0.35, floor_share=0.03),
-    batch_frames=48, instructions=6, rounds=(Round(1_400, 5_000), Round(2_000, 5_000), Round(2_600, 5_000), Round(3_300, 5_000)),
-    evaluate_every=840, evaluate_episodes=50, trial_episodes=200)
+    name="full", demonstrations=24_000, part=4_000, picture_steps=600, picture_rate=1.5e-3, picture_frames=48,
+    schedule=Schedule(peak=1.2e-3, steps=4_800, warmup_steps=100, decay_share=0.35, floor_share=0.03),
+    batch_frames=32, instructions=6, rounds=(Round(1_500, 4_000), Round(2_200, 4_000), Round(2_900, 4_000), Round(3_600, 4_000)),
+    evaluate_every=1_200, evaluate_episodes=40, trial_episodes=200)
 
 SMOKE = Recipe(
-    name="smoke", demonstrations=800, part=400, picture_steps=60, picture_rate=1.5e-3,
+    name="smoke", demonstrations=800, part=400, picture_steps=60, picture_rate=1.5e-3, picture_frames=24,
     schedule=Schedule(peak=1.2e-3, steps=120, warmup_steps=20, decay_share=0.35, floor_share=0.1),
     batch_frames=24, instructions=6, rounds=(Round(120, 80),), evaluate_every=180, evaluate_episodes=2,
     trial_episodes=2, save_every=20, worlds=4)

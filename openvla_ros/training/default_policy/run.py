@@ -212,7 +212,8 @@ class Run:
             step = trainer.step
             random = np.random.default_rng([self.seed, STEP_SEED, step, self.worker])
             asking = step >= recipe.picture_steps
-            batch = batches.draw(random, recipe.batch_frames // self.workers, recipe.instructions if asking else 0)
+            frames = (recipe.batch_frames if asking else recipe.picture_frames) // self.workers
+            batch = batches.draw(random, frames, recipe.instructions if asking else 0)
             with torch.autocast("cpu", AUTOCAST):
                 if asking:
                     tokens, heads, logged = instruction_loss(self.network, batch, batch.pixels)
