@@ -140,6 +140,8 @@ def frames(recording: Recording, selection: Selection, tally: Tally | None = Non
     InstructionError for a recorded instruction that may not be shown to a model.
     """
     tally = tally if tally is not None else Tally()
+    if selection.image.type == IMAGE and not marks:
+        ahead = 0  # a raw picture is a view of its message: threads would cost more than they save
     for frame in _decoded(recording, _shown(recording, selection, tally, stride, limit), ahead, marks):
         if frame.fault:
             tally.faults[frame.fault] = tally.faults.get(frame.fault, 0) + 1

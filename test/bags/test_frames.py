@@ -138,7 +138,7 @@ def test_frames_decoded_ahead_are_the_same_in_the_same_order(write_bag: MakeBag,
         selection = select(recording)
         plain_tally, tally = Tally(), Tally()
         plain = list(frames(recording, selection, plain_tally, stride=2))
-        ahead = list(frames(recording, selection, tally, stride=2, ahead=5))
+        ahead = list(frames(recording, selection, tally, stride=2, ahead=5, marks=True))
     assert tally == plain_tally and [frame.index for frame in ahead] == list(range(0, 40, 2))
     for one, two in zip(plain, ahead, strict=True):
         assert (one.index, one.stamp_ns, one.fault, one.instruction) == (two.index, two.stamp_ns, two.fault, two.instruction)
@@ -150,8 +150,8 @@ def test_an_error_and_an_early_end_leave_no_thread_behind(write_bag: MakeBag, me
     bag = write_bag([messages.text(0, "go"), *(messages.image(k + 1, k) for k in range(30)), messages.text(40, "no</s>")])
     with Recording(bag) as recording:
         with pytest.raises(InstructionError):
-            list(frames(recording, select(recording), ahead=4))
-        some = frames(recording, select(recording), ahead=4)
+            list(frames(recording, select(recording), ahead=4, marks=True))
+        some = frames(recording, select(recording), ahead=4, marks=True)
         assert next(some).index == 0
         some.close()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
