@@ -21,7 +21,17 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from openvla_ros.bags.frames import ACTION_WITHIN_NS, COMPRESSED_IMAGE, INSTRUCTION_TOPIC, NUMBERS, STRING, Selection, image_of, select
+from openvla_ros.bags.frames import (
+    ACTION_WITHIN_NS,
+    COMPRESSED_IMAGE,
+    INSTRUCTION_TOPIC,
+    NUMBERS,
+    OTHER_CLOCK_NS,
+    STRING,
+    Selection,
+    image_of,
+    select,
+)
 from openvla_ros.bags.read import SECOND_NS, Raw, Recording, Topic
 from openvla_ros.contract import ACTION_NAMES, STEP_S, FloatArray
 from openvla_ros.errors import BagError, ConfigurationError, ImageError, InstructionError
@@ -140,6 +150,11 @@ class _Seen(NamedTuple):
     message: Any
     instruction: str
     why_not: str  # what stood in the way when it was taken
+
+    @property
+    def time_ns(self) -> int:
+        """Its stamp, or its log time where the camera has another clock than the robot."""
+        return self.stamp_ns if abs(self.stamp_ns - self.log_ns) <= OTHER_CLOCK_NS else self.log_ns
 
 
 class _Told(NamedTuple):
@@ -331,8 +346,8 @@ class _Aligner:
 
     def _newest(self, until_ns: int) -> _Seen | None:
         """The newest picture that was stamped until then."""
-        before = [seen for seen in self._waiting if 0 <= until_ns - seen.stamp_ns <= ACTION_WITHIN_NS]
-        return max(before, key=lambda seen: seen.stamp_ns, default=None)
+        before = [seen for seen in self._waiting if 0 <= until_ns - seen.time_ns <= ACTION_WITHIN_NS]
+        return max(before, key=lambda seen: seen.time_ns, default=None)
 
     def _step(self, seen: _Seen, begin_ns: int, instruction: str, action: FloatArray, proposal: FloatArray, driver: str,
               intervention: bool, state: _State) -> Found:

@@ -211,8 +211,9 @@ def test_the_steps_of_one_chunk_belong_to_pictures_of_equal_age(robot: Robot, re
         (0, 0.01, "from a goal"), (2, 0.02, "from a goal"), (4, 0.03, "from a goal")]
 
 
-def test_a_human_step_belongs_to_the_picture_before_it_began(robot: Robot, record: MakeBag) -> None:
-    day = [robot.text(0, "go"), robot.report(1, HUMAN), *(robot.image(100 * k + 10) for k in range(12)),
+@pytest.mark.parametrize("clock_ms", [0, -10_000_000])
+def test_a_human_step_belongs_to_the_picture_before_it_began(robot: Robot, record: MakeBag, clock_ms: int) -> None:
+    day = [robot.text(0, "go"), robot.report(1, HUMAN), *(robot.image(at, seen_ms=at + clock_ms) for at in range(10, 1210, 100)),
            *(robot.report(430 + 200 * k, HUMAN, wish(0.01), intervention=True, proposal=robot.delta(wish(0.3)), proposal_valid=k > 0)
              for k in range(3)), robot.report(1100, HUMAN)]
     found, _ = found_in(record(day))
