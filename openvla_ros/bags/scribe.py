@@ -18,7 +18,9 @@ from time import monotonic
 
 import yaml
 
-from openvla_ros.bags.write import FACTS, BagWriter, Latched, Sample, WriteSettings, next_folder, reason
+from openvla_ros.bags.mcap_file import FACTS
+from openvla_ros.bags.sample import Latched, Sample
+from openvla_ros.bags.write import BagWriter, WriteSettings, next_folder, reason
 from openvla_ros.errors import BagError, ConfigurationError
 
 FLUSH_S = 0.5

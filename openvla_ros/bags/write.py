@@ -9,39 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import yaml
-from mcap.writer import CompressionType
-from mcap.writer import Writer as McapWriter
 
-from openvla_ros.bags.salvage import Salvage
+from openvla_ros.bags.mcap_file import CHUNK_BYTES, COMPRESSIONS, FACTS, McapFile
+from openvla_ros.bags.sample import SECOND_NS, Latched, Sample, Source, profiles
 from openvla_ros.errors import BagError, ConfigurationError
 
-SECOND_NS = 1_000_000_000
-FOREVER_NS = 2**63 - 1
-"""What rmw calls infinite, for deadline, lifespan and lease."""
-
 METADATA_VERSION = 8  # the newest whose quality of service Humble reads too
-CHUNK_BYTES = 256 * 1024
 RESERVE_BYTES = 8 * 1024 * 1024
-COMPRESSIONS = {"none": CompressionType.NONE, "lz4": CompressionType.LZ4, "zstd": CompressionType.ZSTD}
-
-RELIABLE, BEST_EFFORT, TRANSIENT_LOCAL, VOLATILE, AUTOMATIC, UNKNOWN_HISTORY = 1, 2, 1, 2, 1, 3
-"""Numbers of rmw/types.h."""
-
-STATIC_TRANSFORMS_KEPT = 64
-"""/tf_static has many publishers, whose messages add up, where those of another latched topic replace each other."""
-
-FACTS = "openvla_ros"
-"""Name of the mcap metadata record with the facts. When they changed while a file was written, it has several; the last one counts."""
-
 STATE = f"{FACTS}.state"
 """The fact that says how a recording ended: "recording" until it did, then "finished" or the reason."""
 
@@ -61,71 +43,6 @@ class WriteSettings:
             raise ConfigurationError(f"files would be split at {self.split_bytes} bytes, expected 0 for never or at least {CHUNK_BYTES}.")
         if not (self.split_s == 0.0 or 1.0 <= self.split_s <= 1e6):
             raise ConfigurationError(f"files would be split at {self.split_s} s, expected 0 for never or 1 to 1000000.")
-
-
-@dataclass(frozen=True)
-class Offer:
-    """Quality of service that one publisher offers, in the numbers of rmw/types.h."""
-
-    history: int = UNKNOWN_HISTORY
-    depth: int = 0  # 0: the middleware does not say
-    reliability: int = RELIABLE
-    durability: int = VOLATILE
-    deadline_ns: int = FOREVER_NS
-    lifespan_ns: int = FOREVER_NS
-    liveliness: int = AUTOMATIC
-    lease_ns: int = FOREVER_NS
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A topic under one type, with what its publishers offer and the definition of the type. Equal only to itself."""
-
-    name: str  # absolute: "/camera/image_raw"
-    kind: str  # "sensor_msgs/msg/Image"
-    offers: tuple[Offer, ...] = ()
-    digest: str = ""  # "RIHS01_...", empty before Jazzy
-    definition: str = ""  # as of `bags.definitions`; empty where it is not known
-
-    @property
-    def latched(self) -> bool:
-        """Whether late joiners get what some publisher of it said before."""
-        return any(offer.durability == TRANSIENT_LOCAL for offer in self.offers)
-
-    @property
-    def kept(self) -> int:
-        """How many messages a latched topic stands for."""
-        if self.name.endswith("/tf_static"):
-            return STATIC_TRANSFORMS_KEPT
-        return max(1, sum(max(1, offer.depth) for offer in self.offers if offer.durability == TRANSIENT_LOCAL))
-
-
-class Sample(NamedTuple):
-    """One message as it came over the wire (CDR)."""
-
-    source: Source
-    log_ns: int  # when it was received
-    sent_ns: int  # when it was sent
-    data: bytes
-
-
-class Latched:
-    """What the latched topics say now, so that a file that begins later says it too."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], deque[Sample]] = {}
-
-    def remember(self, sample: Sample) -> None:
-        """Keep it, if its topic is latched."""
-        source = sample.source
-        if source.latched:
-            key = (source.name, source.kind)
-            self._kept[key] = deque([*self._kept.get(key, ()), sample], maxlen=source.kept)
-
-    def samples(self) -> Iterator[Sample]:
-        """All that is kept, in the order in which it was sent per topic."""
-        for samples in list(self._kept.values()):
-            yield from samples
 
 
 class BagWriter:
@@ -149,7 +66,7 @@ class BagWriter:
         self._state = "recording"
         self._channels: dict[tuple[str, str], Source] = {}  # each topic as it was when it was first heard: one quality for all files
         self._reserve = _Reserve(folder)
-        self._files: list[_File] = []
+        self._files: list[McapFile] = []
         try:
             self._next_file()
             self.write_metadata()
@@ -245,7 +162,7 @@ class BagWriter:
         beside.write_text(text, encoding="utf-8")
         beside.replace(self.folder / "metadata.yaml")
 
-    def _is_full(self, file: _File, log_ns: int) -> bool:
+    def _is_full(self, file: McapFile, log_ns: int) -> bool:
         if not file.messages:
             return False
         by_size = 0 < self._settings.split_bytes <= file.size
@@ -254,9 +171,9 @@ class BagWriter:
     def _as_first_heard(self, source: Source) -> Source:
         return self._channels.setdefault((source.name, source.kind), source)
 
-    def _next_file(self) -> _File:
+    def _next_file(self) -> McapFile:
         path = self.folder / f"{self.folder.name}_{len(self._files)}.mcap"
-        self._files.append(_File(path, self._create(path), COMPRESSIONS[self._settings.compression]))
+        self._files.append(McapFile(path, self._create(path), COMPRESSIONS[self._settings.compression]))
         self._files[-1].describe(self._facts)
         self._files[-1].flush()
         if len(self._files) > 1:
@@ -302,118 +219,6 @@ class BagWriter:
         }
 
 
-@dataclass
-class _File:
-    """One mcap file of a recording."""
-
-    path: Path
-    descriptor: int
-    compression: CompressionType
-    counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    start_ns: int = FOREVER_NS
-    end_ns: int = 0
-
-    def __post_init__(self) -> None:
-        self._stream = _Stream(self.descriptor)
-        self._writer: Any = McapWriter(cast(Any, self._stream), chunk_size=CHUNK_BYTES, compression=self.compression)
-        self._writer.start(profile="ros2", library="openvla_ros")
-        self._schemas: dict[tuple[str, str], int] = {}
-        self._channels: dict[tuple[str, str], int] = {}
-        self._finished = False
-
-    @property
-    def messages(self) -> int:
-        return sum(self.counts.values())
-
-    @property
-    def size(self) -> int:
-        return self._stream.tell()
-
-    def describe(self, facts: Mapping[str, str]) -> None:
-        self._writer.add_metadata(FACTS, dict(facts))
-
-    def write(self, source: Source, sample: Sample) -> None:
-        key = (source.name, source.kind)
-        if key not in self._channels:
-            self._channels[key] = self._add(source)
-        self._writer.add_message(self._channels[key], sample.log_ns, sample.data, sample.sent_ns)
-        self.counts[key] = self.counts.get(key, 0) + 1
-        self.start_ns, self.end_ns = min(self.start_ns, sample.log_ns), max(self.end_ns, sample.log_ns)
-        self._stream.flush()  # chunks that were full
-
-    def flush(self) -> None:
-        self._writer.flush()
-        self._stream.sync()
-
-    def finish(self) -> None:
-        """Write the index and close. After an OSError it may be called again, when there is more space."""
-        if not self._finished:
-            self._writer.finish()  # into memory: this cannot fail half-way
-            self._finished = True
-        self._stream.flush()
-        self._stream.sync()
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close without an index what `finish` did not close."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def recount(self) -> None:
-        """Count what is on the disk, after `abandon`. Raises OSError, BagError."""
-        with closing(Salvage([self.path])) as found:
-            self.counts = {(connection.topic, connection.msgtype): connection.msgcount for connection in found.connections}
-            self.start_ns, self.end_ns = found.start_time, found.end_time - 1
-
-    def _add(self, source: Source) -> int:
-        schema = (source.kind, source.definition)
-        if schema not in self._schemas:
-            encoding = "ros2msg" if source.definition else ""
-            self._schemas[schema] = self._writer.register_schema(source.kind, encoding, source.definition.encode())
-        known = {"offered_qos_profiles": profiles(source), "topic_type_hash": source.digest}
-        return int(self._writer.register_channel(source.name, "cdr", self._schemas[schema], known))
-
-
-class _Stream:
-    """What the mcap library writes, held in memory until `flush`: the file on disk always ends with a whole record."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._parts: list[bytes] = []
-        self._size = self._safe = 0
-
-    def write(self, data: bytes) -> int:
-        self._parts.append(data)
-        self._size += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._size
-
-    def flush(self) -> None:
-        """Give all of it to the file, or none. Raises OSError; it may be called again then."""
-        try:
-            for part in self._parts:
-                left = memoryview(part)
-                while left:
-                    left = left[os.write(self._descriptor, left):]
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, self._safe)
-                os.lseek(self._descriptor, self._safe, os.SEEK_SET)
-            raise
-        self._parts.clear()
-        self._safe = self._size
-
-    def sync(self) -> None:
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EROFS):  # what is no file on a disk has nothing to bring there
-                raise
-
-
 class _Reserve:
     """Space on the disk that is held for the last words of a recording. Its file has no name, so a killed process leaves nothing."""
 
@@ -456,24 +261,10 @@ def next_folder(output: Path) -> Path:
     return next(folder for folder in chain([output], numbered) if not folder.exists())
 
 
-def profiles(source: Source) -> str:
-    """What the publishers offer, in the YAML that rosbag2 stores up to version 8; empty where nobody was seen."""
-    return "\n".join(_profile(offer, source) for offer in source.offers)
-
-
 def reason(error: OSError) -> str:
     """Why the disk refused, in words."""
     return {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only"}.get(
         error.errno or 0, error.strerror or str(error))
-
-
-def _profile(offer: Offer, source: Source) -> str:
-    depth = offer.depth or (source.kept if offer.durability == TRANSIENT_LOCAL else 0)  # a player must keep what was latched
-    times = {"deadline": offer.deadline_ns, "lifespan": offer.lifespan_ns, "liveliness_lease_duration": offer.lease_ns}
-    spelled = {name: f"  {name}:\n    sec: {value // SECOND_NS}\n    nsec: {value % SECOND_NS}\n" for name, value in times.items()}
-    return (f"- history: {offer.history}\n  depth: {depth}\n  reliability: {offer.reliability}\n  durability: {offer.durability}\n"
-            f"{spelled['deadline']}{spelled['lifespan']}  liveliness: {offer.liveliness}\n{spelled['liveliness_lease_duration']}"
-            "  avoid_ros_namespace_conventions: false")
 
 
 def _create(path: Path) -> int:

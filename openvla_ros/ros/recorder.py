@@ -27,8 +27,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from openvla_ros.bags.playback import CLOCK
+from openvla_ros.bags.sample import Sample, Source
 from openvla_ros.bags.scribe import Bag, Progress, QueueLimits, Scribe
-from openvla_ros.bags.write import Sample, Source, WriteSettings, make_folder
+from openvla_ros.bags.write import WriteSettings, make_folder
 from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.lifetime import live

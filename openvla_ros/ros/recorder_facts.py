@@ -21,7 +21,7 @@ from rclpy.parameter import parameter_value_to_python
 from rclpy.utilities import get_rmw_implementation_identifier
 
 from openvla_ros import __version__
-from openvla_ros.bags.write import FACTS
+from openvla_ros.bags.mcap_file import FACTS
 from openvla_ros.errors import CheckpointError, ConfigurationError, OpenvlaRosError
 from openvla_ros.policy.catalogue import DEFAULT, SCRIPTED, default_checkpoint, read_profile
 from openvla_ros.policy.fingerprint import checkpoint_digest

@@ -18,7 +18,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 
 from openvla_ros.bags.definitions import find_definition
 from openvla_ros.bags.frames import COMPRESSED_IMAGE, IMAGE
-from openvla_ros.bags.write import Offer, Source
+from openvla_ros.bags.sample import Offer, Source
 from openvla_ros.errors import ConfigurationError
 
 OUR_NODES = ("policy_node", "command_node", "simulation_node")

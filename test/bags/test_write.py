@@ -17,9 +17,11 @@ from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
 from rosbags.rosbag2 import Reader
 
+from openvla_ros.bags.mcap_file import FACTS
 from openvla_ros.bags.read import Quality, Recording
+from openvla_ros.bags.sample import Offer, Sample, Source
 from openvla_ros.bags.scribe import DROPPED, QueueLimits, Scribe
-from openvla_ros.bags.write import FACTS, STATE, BagWriter, Offer, Sample, Source, WriteSettings, next_folder
+from openvla_ros.bags.write import STATE, BagWriter, WriteSettings, next_folder
 from openvla_ros.errors import BagError, ConfigurationError
 
 T0_NS = 1_700_000_000_000_000_000
@@ -180,7 +182,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from openvla_ros.bags.scribe import FLUSH_S, Scribe
-from openvla_ros.bags.write import Offer, Sample, Source, WriteSettings
+from openvla_ros.bags.sample import Offer, Sample, Source
+from openvla_ros.bags.write import WriteSettings
 scribe = Scribe(WriteSettings(split_s=5.0))
 scribe.describe({"openvla_ros.robot": "wx250s"})
 scribe.begin(Path(sys.argv[1]))

@@ -15,7 +15,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from openvla_ros.bags.write import Offer
+from openvla_ros.bags.sample import Offer
 from openvla_ros.errors import ConfigurationError
 from openvla_ros.ros.recorder_topics import Choice, Ear, Quality, asked_of
 
