@@ -21,17 +21,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from openvla_ros.bags.frames import (
-    ACTION_WITHIN_NS,
-    COMPRESSED_IMAGE,
-    INSTRUCTION_TOPIC,
-    NUMBERS,
-    OTHER_CLOCK_NS,
-    STRING,
-    Selection,
-    image_of,
-    select,
-)
+from openvla_ros.bags.frames import ACTION_WITHIN_NS, COMPRESSED_IMAGE, INSTRUCTION_TOPIC, NUMBERS, STRING, Selection, image_of, select
 from openvla_ros.bags.read import SECOND_NS, Raw, Recording, Topic
 from openvla_ros.contract import ACTION_NAMES, STEP_S, FloatArray
 from openvla_ros.errors import BagError, ConfigurationError, ImageError, InstructionError
@@ -150,11 +140,6 @@ class _Seen(NamedTuple):
     message: Any
     instruction: str
     why_not: str  # what stood in the way when it was taken
-
-    @property
-    def time_ns(self) -> int:
-        """Its stamp, or its log time where the camera has another clock than the robot."""
-        return self.stamp_ns if abs(self.stamp_ns - self.log_ns) <= OTHER_CLOCK_NS else self.log_ns
 
 
 class _Told(NamedTuple):
@@ -309,9 +294,9 @@ class _Aligner:
         state = self._state(raw.log_ns)
         if message.measured_pose_valid:
             state = _State(*_pose(message.measured_pose), state.opening)
-        return self._policy_step(message, state) if by_policy else self._human_step(message, state)
+        return self._policy_step(message, raw.log_ns, state) if by_policy else self._human_step(message, raw.log_ns, state)
 
-    def _policy_step(self, message: Any, state: _State) -> Found:
+    def _policy_step(self, message: Any, log_ns: int, state: _State) -> Found:
         begin_ns, wanted_ns = _ns(message.header.stamp), _ns(message.observation_stamp)
         told = self._tell(_identity(message), _Told("", (), []))  # new where chunks were not recorded
         place = len(told.begun_ns)
@@ -321,20 +306,21 @@ class _Aligner:
             if seen is None:
                 return "no recorded picture has the stamp that the step was computed from"
         else:
-            seen = self._newest(wanted_ns + begin_ns - told.begun_ns[0])
+            seen = self._newest(told.begun_ns[0] - wanted_ns, begin_ns, log_ns)
             if seen is None:
                 return f"no picture was stamped within {ACTION_WITHIN_NS / SECOND_NS:g} s before it"
         proposal = told.steps[place] if place < len(told.steps) else _delta(message.requested)
         return self._step(seen, begin_ns, self._fixed or told.instruction or seen.instruction, _delta(message.sent), proposal, self._driver,
                           bool(message.intervention), state)
 
-    def _human_step(self, message: Any, state: _State) -> Found:
-        begin_ns = _ns(message.header.stamp) - STEP_NS
-        seen = self._newest(begin_ns)
+    def _human_step(self, message: Any, log_ns: int, state: _State) -> Found:
+        end_ns = _ns(message.header.stamp)
+        seen = self._newest(STEP_NS, end_ns, log_ns)
         if seen is None:
             return f"no picture was stamped within {ACTION_WITHIN_NS / SECOND_NS:g} s before it"
         proposal = _delta(message.proposal) if message.proposal_valid else UNKNOWN
-        return self._step(seen, begin_ns, seen.instruction, _delta(message.sent), proposal, self._driver, bool(message.intervention), state)
+        return self._step(seen, end_ns - STEP_NS, seen.instruction, _delta(message.sent), proposal, self._driver,
+                          bool(message.intervention), state)
 
     # ------------------------------------------------------------------ what goes out
 
@@ -344,10 +330,13 @@ class _Aligner:
         near = [seen for seen in self._waiting if abs(seen.log_ns - stamp_ns) <= NEAR_NS]
         return same[-1] if same else min(near, key=lambda seen: abs(seen.log_ns - stamp_ns), default=None)
 
-    def _newest(self, until_ns: int) -> _Seen | None:
-        """The newest picture that was stamped until then."""
-        before = [seen for seen in self._waiting if 0 <= until_ns - seen.time_ns <= ACTION_WITHIN_NS]
-        return max(before, key=lambda seen: seen.time_ns, default=None)
+    def _newest(self, ago_ns: int, stamp_ns: int, log_ns: int) -> _Seen | None:
+        """The newest picture at `ago_ns` before a report with this stamp and log time; by log times where the clocks are not the same."""
+        stamped = [seen for seen in self._waiting if 0 <= stamp_ns - ago_ns - seen.stamp_ns <= ACTION_WITHIN_NS]
+        logged = [seen for seen in self._waiting if 0 <= log_ns - ago_ns - seen.log_ns <= ACTION_WITHIN_NS]
+        if stamped:
+            return max(stamped, key=lambda seen: seen.stamp_ns)
+        return max(logged, key=lambda seen: seen.log_ns, default=None)
 
     def _step(self, seen: _Seen, begin_ns: int, instruction: str, action: FloatArray, proposal: FloatArray, driver: str,
               intervention: bool, state: _State) -> Found:
