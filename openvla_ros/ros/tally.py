@@ -18,8 +18,8 @@ from openvla_ros.ros.convert import from_delta
 REMEMBERED = 20_000
 """Chunks that latency and rate look back on: about an hour at 6 Hz, so that a long run keeps its memory flat."""
 
-MISSED_AT_START = 2
-"""Frames that may pass before policy_node has found the camera and taken over its reliability."""
+FEW = 2
+"""Frames that may be missing without being called a loss."""
 
 RECENT = 20
 """Chunks that the screen's rate and latency look back on."""
@@ -183,9 +183,9 @@ class Tally:
             if frames_played is not None and not complete:
                 notes.append("the recording's end was not waited for; frames received and inferred are as policy_node last said them")
             elif frames_played is not None and received is not None and received < frames_played:
-                few = frames_played - received <= max(MISSED_AT_START, 0.05 * frames_played)
+                few = frames_played - received <= max(FEW, 0.05 * frames_played)
                 notes.append(f"policy_node received {received} of {frames_played} frames" + (
-                    " (the first are missed while it adapts to a camera that appears)" if few else
+                    " (where the computer is busy, a frame may be overtaken by the next one)" if few else
                     ". Most likely this computer was too busy to take the others in time: leave it a core (--threads), or play slower "
                     "(--rate)."))
             if frames_played and complete and not self._chunks:

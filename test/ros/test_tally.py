@@ -108,7 +108,7 @@ def test_a_stop_on_purpose_is_no_fall() -> None:
     assert tally.summary(None)["headline"] == ""
 
 
-def test_a_frame_missed_at_the_start_is_not_called_a_loss() -> None:
+def test_a_frame_or_two_are_not_called_a_loss() -> None:
     tally = Tally()
     tally.on_diagnostics(health("/policy_node: camera", received=42), OURS)
     note = tally.summary(43)["notes"][0]
