@@ -37,7 +37,7 @@ from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
 from openvla_ros.contract import ByteArray
-from openvla_ros.errors import ActionError, ConfigurationError, DependencyMissing, OpenvlaRosError
+from openvla_ros.errors import ActionError, ConfigurationError, DependencyMissing, OpenvlaRosError, StateError
 from openvla_ros.robot import RobotProfile
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_ns, to_time
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
@@ -80,8 +80,9 @@ STATES_HZ, OBJECTS_HZ, TROUBLES_HZ = 62.5, 20.0, 12.5
 YIELD_S = 2e-4
 """Least pause between two cycles [wall time], so that callbacks get their turn where the computer is too slow."""
 
-DISCOVERY_S, LOOK_EVERY_S = 1.0, 0.5
-"""How long to look for another clock before the first cycle, and how often after it [wall time]."""
+DISCOVERY_S, LOOK_EVERY_S, YOUNG_S = 1.0, 0.5, 4.0
+"""How long to look for another clock before the first cycle, how often after it, and until which age whoever finds one is the one that
+came later and leaves [wall time]. Now and then discovery takes the 3 s of a repeated announcement."""
 
 SLOW = 0.9
 """A warning below this part of the wanted real-time factor."""
@@ -116,7 +117,7 @@ class SimulationNode(Node):  # type: ignore[misc]
         self._now_ns = BEGIN_NS
         self._pace = Pace(float(values["real_time_factor"]))
         self._rivals: tuple[str, ...] = ()
-        self._look_at_s = 0.0  # steady time
+        self._look_at_s, self._old_at_s = 0.0, monotonic() + YOUNG_S  # steady time
         self.counts: Counter[str] = Counter()
         self._refusal, self._refused_last = "", False  # of the newest refused trajectory; it was the newest of all
         self._colliding: frozenset[Part] = frozenset()
@@ -172,7 +173,10 @@ class SimulationNode(Node):  # type: ignore[misc]
             now_s, stamp = self._now_ns / SECOND_NS, to_time(self._now_ns)
             self._tabletop.set_arm_target(self._controllers["arm"].advance(now_s))
             self._tabletop.set_finger_target(float(self._controllers["gripper"].advance(now_s)[0]))
+            begun_s = self._tabletop.time_s
             self._tabletop.advance(CYCLE_NS / SECOND_NS)
+            if self._tabletop.time_s <= begun_s:  # MuJoCo begins anew, silently, when its numbers leave the finite
+                raise StateError(f"the physics broke down at {now_s:.3f} s in scene {self._seed}. Start again, and please report it.")
             self._clock_publisher.publish(Clock(clock=stamp))
             if self._states_due.is_now(now_s):
                 self._publish_states(stamp)
@@ -213,15 +217,19 @@ class SimulationNode(Node):  # type: ignore[misc]
         wait, until_s = threading.Event(), monotonic() + DISCOVERY_S
         while monotonic() < until_s:
             if names := self._other_clocks():
-                raise ConfigurationError(f"/clock is published by {', '.join(names)} already, and there can be only one time. Stop that, "
-                                         "or use another ROS_DOMAIN_ID. A node that was killed is forgotten after about 20 s.")
+                raise second_clock(names)
             wait.wait(0.05)
 
     def _look_around(self) -> None:
-        """Whether somebody else began to publish /clock: our time then stands still until that ends. And how fast it is to go."""
+        """Whether somebody else began to publish /clock: our time then stands still until that ends. And how fast it is to go.
+
+        Raises ConfigurationError when it was we who came later.
+        """
         self._look_at_s = monotonic() + LOOK_EVERY_S
         rivals, before = self._other_clocks(), self._rivals
         self._rivals = rivals
+        if rivals and monotonic() < self._old_at_s:
+            raise second_clock(rivals)
         if rivals and not before:
             self.get_logger().error(f"/clock is published by {', '.join(rivals)} too: the simulation stands still until that stops")
         factor = float(self.get_parameter("real_time_factor").value)
@@ -296,6 +304,12 @@ class SimulationNode(Node):  # type: ignore[misc]
         with self._lock:
             values = {f"{film.topic}_{name}": value for film in self._films for name, value in film.health().items()}
         return Health(OK, "good", values)
+
+
+def second_clock(names: Sequence[str]) -> ConfigurationError:
+    """What to say to who starts a simulation beside another source of time."""
+    return ConfigurationError(f"/clock is published by {', '.join(names)} already, and there can be only one time. Stop that, or use "
+                              "another ROS_DOMAIN_ID. A node that was killed is forgotten after about 20 s.")
 
 
 class Film:

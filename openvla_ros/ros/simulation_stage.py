@@ -241,7 +241,10 @@ class Stage:
         if not answer.success:
             raise HandoffRefused(answer.reason)
         name = {SetDriver.Request.HOLD: "HOLD", SetDriver.Request.POLICY: "POLICY", SetDriver.Request.HUMAN: "HUMAN"}[driver]
-        self.wait(lambda: self.director.driver == name, f"the driver {name}")
+        until_ns = self.director.now_ns + SECOND_NS
+        self.wait(lambda: self.director.driver == name or self.director.now_ns > until_ns, f"the driver {name}")
+        if self.director.driver != name:
+            raise HandoffRefused(f"{name} did not last: {self.stop_reason}")
 
     def drive_soon(self, driver: int) -> None:
         """The same, as soon as it is not refused any more: parts that have just found each other refuse at first."""
