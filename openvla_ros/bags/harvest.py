@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from openvla_ros import __version__
 from openvla_ros.bags.episodes import DATASET, DRIVERS, FORMAT, LEFT_OUT, PART, ROW, STATISTICS, VERSION, Episode, file_sha, read_json
 from openvla_ros.bags.read import SECOND_NS, Recording
 from openvla_ros.bags.steps import Ledger, LeftOut, Mark, Step, StepSettings, picture_topic, steps
@@ -79,7 +80,7 @@ class DatasetSummary(NamedTuple):
 
 
 def part_name(path: Path, step_settings: StepSettings, rules: EpisodeRules) -> str:
-    """Folder of a recording's part: equal for the same file with the same settings. Raises BagError."""
+    """Folder of a recording's part: equal for the same file with the same settings and release. Raises BagError."""
     if not path.exists():
         raise BagError(f"there is no recording at {path}. Name a rosbag2 folder, a .mcap or a .db3 file.")
     try:
@@ -88,7 +89,7 @@ def part_name(path: Path, step_settings: StepSettings, rules: EpisodeRules) -> s
     except OSError as error:
         raise BagError(f"recording {path} cannot be read: {error}. Look at its path and permissions.") from error
     name = path.resolve().name
-    key = repr((VERSION, name, seen, sorted(asdict(step_settings).items()), sorted(asdict(rules).items())))
+    key = repr((VERSION, __version__, name, seen, sorted(asdict(step_settings).items()), sorted(asdict(rules).items())))
     return f"{''.join(letter if letter.isalnum() or letter in '._-' else '_' for letter in name)}-{_sha(key.encode())[:12]}"
 
 

@@ -55,7 +55,7 @@ class StepSettings:
     """How steps are found. Raises ConfigurationError. Topics: empty for the usual names.
 
     source: `sent` (reports), `recorded` (actions) or `auto`: reports where there are any. raw_as: how uncompressed pictures are stored;
-    pictures that are JPEG or PNG files already are kept byte by byte.
+    pictures that are JPEG or PNG files already are kept byte by byte. pictures: false leaves them out, for who needs only the actions.
     """
 
     image_topic: str = ""
@@ -66,6 +66,7 @@ class StepSettings:
     success_topic: str = ""
     source: str = "auto"
     raw_as: str = "jpeg"
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("source", ("auto", "sent", "recorded")), ("raw_as", RAW_AS)):
@@ -357,6 +358,8 @@ class _Aligner:
 
     def _file(self, message: Any) -> tuple[bytes, tuple[int, ...]]:
         """The picture as a file, and its shape. Compressed ones as they are, once they were found to be whole. Raises ImageError."""
+        if not self._settings.pictures:
+            return b"", (0, 0)
         rgb, _ = image_of(message, self.pictures.type)
         if self.pictures.type == COMPRESSED_IMAGE:
             return bytes(message.data), rgb.shape

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from openvla_ros.bags.page_content import PageFrame, PageRun, Track
-from openvla_ros.bags.replay import ReplayedFrame
+from openvla_ros.bags.read import Recording
+from openvla_ros.bags.replay import Replay, ReplayedFrame
+from openvla_ros.bags.steps import Ledger, Step, StepSettings, steps
 from openvla_ros.contract import FloatArray
+from openvla_ros.errors import BagError
 from openvla_ros.policy.catalogue import PolicySettings
 from openvla_ros.regression.job import GOOD, Job, Result
 from openvla_ros.regression.provenance import versions
@@ -55,17 +58,31 @@ def _track(job: Job, result: Result, other: Result | None, camera: Camera | None
     if other is not None and other.replay is not None:
         expected = {frame.index: frame.action for frame in other.replay.frames}
     commanded = result.commanded.frames if result.commanded is not None else {}
+    then = _sent_then(job, result.replay)
 
     def show(frame: ReplayedFrame) -> PageFrame:
         arm = commanded.get(frame.index)
-        margins = frame.evidence.margins if frame.evidence is not None else ()
+        margins, before = frame.evidence.margins if frame.evidence is not None else (), then.get(frame.index)
         return PageFrame(
-            frame.index, frame.stamp_ns, frame.log_ns, frame.instruction, frame.recorded, frame.action, arm.sent if arm else None,
-            expected.get(frame.index), frame.fault, arm.rules if arm else (), "; ".join(wrong.get(frame.index, ())),
-            min(margins, default=None), arm.driver if arm else "", stage_ms=frame.stage_ms)
+            frame.index, frame.stamp_ns, frame.log_ns, frame.instruction, frame.recorded if before is None else before.action,
+            frame.action, arm.sent if arm else None, expected.get(frame.index), frame.fault, arm.rules if arm else (),
+            "; ".join(wrong.get(frame.index, ())), min(margins, default=None),
+            arm.driver if arm else before.driver if before else "", stage_ms=frame.stage_ms)
 
     return Track(job.name, job.bag, result.replay.image_topic, tuple(map(show, result.replay.frames)), result.replay.action_topic,
                  camera, job.policy.rotate_180)
+
+
+def _sent_then(job: Job, replay: Replay) -> Mapping[int, Step]:
+    """Frame -> what the arm was sent on the recorded day, where command_node's reports say so and no recorded actions do."""
+    if replay.action_topic:
+        return {}
+    settings = StepSettings(replay.image_topic, replay.frames[0].instruction, source="sent", pictures=False)
+    try:
+        with Recording(job.bag) as recording:
+            return {step.frame_index: step for step in steps(recording, settings, Ledger()) if isinstance(step, Step)}
+    except BagError:
+        return {}  # a recording of pictures alone
 
 
 def _facts(jobs: Sequence[Job]) -> Mapping[str, str]:

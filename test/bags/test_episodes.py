@@ -24,7 +24,10 @@ from openvla_ros.bags.harvest import DatasetSummary, EpisodeRules, write_dataset
 from openvla_ros.bags.read import Recording
 from openvla_ros.bags.steps import Ledger, Step, StepSettings, steps
 from openvla_ros.errors import BagError, ConfigurationError
+from openvla_ros.policy.catalogue import PolicySettings, load_policy
 from openvla_ros.policy.statistics import check_statistics
+from openvla_ros.regression.job import Job, run_job
+from openvla_ros.regression.pages import page_of
 
 T0_NS = 1_700_000_000 * 10**9
 MakeBag = Callable[..., Path]
@@ -280,6 +283,15 @@ def test_every_message_is_a_step_or_is_listed(robot: Robot, record: MakeBag, see
 def test_a_recording_without_any_action_says_what_to_record(robot: Robot, record: MakeBag) -> None:
     with pytest.raises(BagError, match=r"neither command reports nor recorded actions.*Record command_report too"):
         found_in(record([robot.text(0, "go"), robot.image(1)]))
+
+
+def test_the_page_of_a_replay_shows_what_was_sent_on_that_day(robot: Robot, record: MakeBag, tmp_path: Path) -> None:
+    bag = record([robot.text(0, "go"), *(robot.image(100 * k + 10) for k in range(8)),
+                  *(robot.report(200 * k + 50, POLICY, wish(k / 100), seen_ms=200 * k + 10) for k in range(3))])
+    job = Job("day", bag, PolicySettings("scripted"), tmp_path)
+    shown = page_of([job], [run_job(job, load_policy(job.policy))]).tracks[0].frames
+    assert {frame.index: frame.recorded[0] for frame in shown if frame.recorded is not None} == {0: 0.0, 2: 0.01, 4: 0.02}
+    assert [frame.driver for frame in shown[:3]] == ["POLICY", "", "POLICY"]
 
 
 # ---------------------------------------------------------------------- where episodes end
