@@ -116,7 +116,7 @@ class World(Node):
 
 def command(*parameters: str) -> list[str]:
     words = [word for parameter in parameters for word in ("-p", parameter)]
-    return ["timeout", "-k", "5", "150", sys.executable, "-m", "openvla_ros.ros.simulation_node", "--ros-args", *words]
+    return [sys.executable, "-m", "openvla_ros.ros.simulation_node", "--ros-args", *words]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def environment(hold_domain: Callable[[], AbstractContextManager[int]], clean_en
 @pytest.fixture(scope="module")
 def process(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
     with (tmp_path_factory.mktemp("simulation") / "log").open("wb") as log:
-        child = subprocess.Popen(command("seed:=3", "real_time_factor:=4.0"), env=environment, stdout=log, stderr=log)
+        child = subprocess.Popen(["timeout", "-k", "5", "200", *command("seed:=3", "real_time_factor:=4.0")], env=environment, stdout=log, stderr=log)
     yield child
     if child.poll() is None:
         child.terminate()
@@ -335,7 +335,7 @@ def test_the_limits_of_speed_are_those_of_the_urdf() -> None:
 def test_it_leaves_with_zero(environment: dict[str, str], hold_domain: Callable[[], AbstractContextManager[int]], tmp_path: Path,
                              number: signal.Signals) -> None:
     with hold_domain() as domain, (tmp_path / "log").open("w+") as log:
-        child = subprocess.Popen(command()[4:], env=environment | {"ROS_DOMAIN_ID": str(domain)}, stdout=log, stderr=log)
+        child = subprocess.Popen(command(), env=environment | {"ROS_DOMAIN_ID": str(domain)}, stdout=log, stderr=log)
         context = rclpy.Context()
         rclpy.init(context=context, domain_id=domain)
         node = Node("waiting", context=context)
