@@ -132,7 +132,8 @@ def environment(hold_domain: Callable[[], AbstractContextManager[int]], clean_en
 @pytest.fixture(scope="module")
 def process(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
     with (tmp_path_factory.mktemp("simulation") / "log").open("wb") as log:
-        child = subprocess.Popen(["timeout", "-k", "5", "200", *command("seed:=3", "real_time_factor:=4.0")], env=environment, stdout=log, stderr=log)
+        guarded = ["timeout", "-k", "5", "200", *command("seed:=3", "real_time_factor:=4.0")]
+        child = subprocess.Popen(guarded, env=environment, stdout=log, stderr=log)
     yield child
     if child.poll() is None:
         child.terminate()
