@@ -19,6 +19,9 @@ BANDS = {"POLICY": "#dff1e3", "HUMAN": "#dde8fb", "STOPPED": "#f9dcdc"}
 MEASURED = {"x": "#c23b22", "y": "#2f7d32", "z": "#1f4ea8"}
 INK, QUIET = "#22272e", "#8a929c"
 
+LEAST_NAMED = 0.05
+"""Part of the width from which on a band has room for its driver's name."""
+
 LEAST_SPAN_M = 0.1
 """Least height of a panel."""
 
@@ -36,14 +39,14 @@ def write_plot(page: Page, title: str, path: Path) -> Path | None:
     heights = {"position": 3.0, "height": 2.0, "gripper": 1.5, "latency": 1.5} if where else {"gripper": 2.0, "latency": 2.0}
     figure = Figure(figsize=(12, 1.6 + sum(heights.values())), dpi=100, layout="constrained", facecolor="white")
     panels = dict(zip(heights, figure.subplots(len(heights), 1, sharex=True, height_ratios=list(heights.values())), strict=True))
+    top, *_, bottom = panels.values()
     for panel in panels.values():
-        draw_drivers(panel, page)
+        draw_drivers(panel, page, named=panel is top)
     if where:
         draw_way(panels["position"], page, "xy", "tool x and y [m]")
         draw_way(panels["height"], page, "z", "tool z [m]")
     draw_gripper(panels["gripper"], page)
     draw_latencies(panels["latency"], page)
-    top, *_, bottom = panels.values()
     draw_instructions(top, list(panels.values()), page)
     bottom.set_xlabel("ROS time since the start [s]", color=INK)
     bottom.set_xlim(page.rows[0].time_s, page.rows[-1].time_s)
@@ -59,12 +62,15 @@ def write_plot(page: Page, title: str, path: Path) -> Path | None:
     return path
 
 
-def draw_drivers(panel: Any, page: Page) -> None:
-    """A band for each stretch in which one driver had the arm."""
+def draw_drivers(panel: Any, page: Page, named: bool) -> None:
+    """A band for each stretch in which one driver had the arm. named: with the driver's name in it."""
     changes = [page.rows[0], *(after for before, after in pairwise(page.rows) if after.driver != before.driver), page.rows[-1]]
     for begin, end in pairwise(changes):
         if begin.driver in BANDS:
             panel.axvspan(begin.time_s, end.time_s, color=BANDS[begin.driver], linewidth=0, zorder=0)
+        if named and end.time_s - begin.time_s > LEAST_NAMED * (page.rows[-1].time_s - page.rows[0].time_s):
+            panel.annotate(begin.driver, (begin.time_s, 0.0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points",
+                           fontsize=8, color=QUIET)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     panel.grid(axis="y", color=QUIET, alpha=0.25)
@@ -77,6 +83,7 @@ def draw_way(panel: Any, page: Page, axes: str, label: str) -> None:
         column = "xyz".index(axis)
         panel.plot(time_s, [row.measured_m[column] for row in page.rows], color=MEASURED[axis], linewidth=1.8, label=axis)
         panel.plot(time_s, [row.target_m[column] for row in page.rows], color=MEASURED[axis], linewidth=0.9, linestyle=(0, (1, 1.5)))
+    panel.margins(y=0.12)
     low, high = panel.get_ylim()
     slack = max(0.0, LEAST_SPAN_M - (high - low)) / 2.0  # a resting arm is a straight line, not its noise
     panel.set_ylim(low - slack, high + slack)
@@ -105,6 +112,7 @@ def draw_latencies(panel: Any, page: Page) -> None:
         panel.plot(time_s, took_ms, ".", color=INK, markersize=4)
         panel.set_title(f"median {np.median(took_ms):.3g} ms, 99 % below {np.percentile(took_ms, 99):.3g} ms", loc="right", fontsize=9,
                         color=QUIET)
+    panel.margins(y=0.1)
     panel.set_ylim(bottom=0.0)
     panel.set_ylabel("policy latency [ms]", color=INK)
 

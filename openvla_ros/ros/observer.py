@@ -111,7 +111,8 @@ class Observer:
         self.chronicle.on_report(message)
         if self.scene is not None:
             self.scene.on_report(message)
-            self.chronicle.on_opening(self.scene.opening)
+            if self.scene.opening is not None:
+                self.chronicle.on_opening(self.scene.opening)
 
     def _on_joints(self, message: JointState) -> None:
         assert self.scene is not None

@@ -44,7 +44,7 @@ class SceneWatch:
     def __init__(self, gripper: GripperProfile) -> None:
         self._lock = threading.Lock()
         self._gripper = gripper
-        self._opening = 0.0
+        self._opening: float | None = None
         self._state: SceneState | None = None
         self._instruction = ""
         self._judge: Judge | None = None  # None where nothing can be judged
@@ -80,7 +80,7 @@ class SceneWatch:
         """The scene of one moment."""
         with self._lock:
             try:
-                self._state = state = from_markers(message, self._opening)
+                self._state = state = from_markers(message, self._opening or 0.0)
             except StateError:
                 return  # the first marker of a scene that is being laid out anew
             now_ns = to_ns(message.markers[0].header.stamp)
@@ -116,8 +116,8 @@ class SceneWatch:
             return not self._instruction or self._success or self._steps >= self._limit
 
     @property
-    def opening(self) -> float:
-        """Of the gripper, measured: 0 closed .. 1 open."""
+    def opening(self) -> float | None:
+        """Of the gripper, measured: 0 closed .. 1 open; None before it was heard of."""
         return self._opening
 
     def verdict(self) -> str:
