@@ -20,10 +20,10 @@ from openvla_ros.contract import FloatArray
 
 @dataclass(frozen=True)
 class HeardChunk:
-    """A chunk as it came over DDS. arrived_ns: on the played clock. action: [7] its first step; None: it says stop."""
+    """A chunk as it came over DDS. action: [7] its first step; None: it says stop."""
 
     stamp_ns: int
-    arrived_ns: int
+    arrived_ns: int | None  # on the played clock; None before its first tick was heard
     instruction: str
     token_ids: tuple[int, ...]
     action: FloatArray | None
@@ -127,7 +127,7 @@ def agree(offline: Expectation, heard: Sequence[HeardChunk], ticks: Sequence[Tic
     return Agreement(
         len(offline.frames), len(answered), tuple(frame.index for frame in offline.frames if frame.index not in answered), tuple(unknown),
         tuple(index for index, count in answered.items() if count > 1), stops, tuple(differences), tuple(examiner.flips),
-        examiner.margin_bound, _spread([(chunk.arrived_ns - chunk.stamp_ns) / 1e6 for chunk in inferred]),
+        examiner.margin_bound, _spread([(chunk.arrived_ns - chunk.stamp_ns) / 1e6 for chunk in inferred if chunk.arrived_ns is not None]),
         {name: round(float(np.median([chunk.stage_ms[name] for chunk in inferred if name in chunk.stage_ms])), 3) for name in stages},
         played_clock(ticks, rate))
 

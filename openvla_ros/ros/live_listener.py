@@ -35,7 +35,7 @@ class LiveListener:
         self._lock = threading.Lock()
         self._chunks: list[HeardChunk] = []
         self._ticks: list[Tick] = []
-        self._played_ns = 0
+        self._played_ns: int | None = None
         self._ticks_heard = 0
         self._clock_at_s: float | None = None
         self._node.create_subscription(ActionChunk, "action_chunk", self._on_chunk, EVERYTHING)
@@ -75,11 +75,11 @@ class LiveListener:
 
     def _on_clock(self, message: Clock) -> None:
         steady_ns, self._clock_at_s = monotonic_ns(), monotonic()
-        self._played_ns = to_ns(message.clock)
+        self._played_ns = played_ns = to_ns(message.clock)
         self._ticks_heard += 1
         if self._ticks_heard % TICKS_KEPT_EVERY == 1:
             with self._lock:
-                self._ticks.append(Tick(self._played_ns, steady_ns))
+                self._ticks.append(Tick(played_ns, steady_ns))
 
     def _on_chunk(self, message: ActionChunk) -> None:
         action = from_delta(message.steps[0]).to_vector() if message.steps else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,13 @@ def test_live_answers_that_agree_and_frames_that_were_skipped() -> None:
     assert agreement.stops == {"policy deactivated": 1} and agreement.stage_ms == {"vision": 5.0}
     assert agreement.age_ms is not None and agreement.age_ms.median == agreement.age_ms.max == 80.0
     assert agreement.as_json()["agrees"] is True and agreement.as_json()["clock"] is None
+
+
+def test_an_answer_that_came_before_the_clock_has_no_age() -> None:
+    early = dataclasses.replace(chunk(0), arrived_ns=None)
+    assert found(early).good and found(early).age_ms is None
+    both = found(early, chunk(1))
+    assert both.age_ms is not None and both.age_ms.median == 80.0
 
 
 def test_what_does_not_agree_is_said() -> None:
