@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from openvla_ros.errors import ConfigurationError, DependencyMissing
 
@@ -139,6 +141,10 @@ def check_plot(path: Path) -> None:
     """Refuse now what would lose a long evaluation at its end. Raises ConfigurationError, DependencyMissing."""
     if not path.parent.is_dir():
         raise ConfigurationError(f"--plot {path}: there is no folder {path.parent}. Make it first.")
+    if path.is_dir():
+        raise ConfigurationError(f"--plot {path} is a folder. Name a .png file in it.")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigurationError(f"--plot {path}: nothing can be written to {path.parent}. Name a file in a folder of yours.")
     if find_spec("matplotlib") is None:
         raise DependencyMissing("--plot needs matplotlib. Install it with: pip install 'openvla-ros[simulation]'")
 
@@ -254,7 +260,7 @@ def title(request: Request) -> str:
 def show(request: Request, outcome: Outcome, report: Mapping[str, Any]) -> None:
     """The outcome in a terminal."""
     console = Console()
-    table = Table(title=title(request), title_justify="left")
+    table = Table(title=Text(title(request)), title_justify="left")  # a Text: brackets in a path are no markup
     table.add_column("task", no_wrap=True)
     for heading in ("done", "rate (95 %)", *(("told done",) if request.instruction_control else ()), "wrong", "steps", "stuck", "faults"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -25,7 +25,7 @@ def write_plot(results: Mapping[str, TaskResult], title: str, path: Path) -> Non
     rates, times = figure.subplots(1, 2, width_ratios=(2, 3))
     draw_rates(rates, results)
     draw_times(times, results)
-    figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left", color=INK)
+    figure.suptitle(title.replace("$", r"\$"), fontsize=13, fontweight="bold", x=0.01, ha="left", color=INK)
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     try:
         figure.savefig(unfinished, format="png")

@@ -6,6 +6,7 @@ judge looks at an episode in this process and at one through ROS.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ _TASKS: Mapping[str, Task] = MappingProxyType({
 
 def parse(instruction: str) -> Task | None:
     """The task that an instruction asks for; None when it is none of the known phrases. Case, full stop and spacing do not matter."""
-    return _TASKS.get(re.sub(r"\s+", " ", instruction).strip().rstrip(".!").lower())
+    return _TASKS.get(re.sub(r"\s+", " ", instruction).strip().rstrip(".! ").lower())
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,8 @@ class SceneState:
         for name, value in {"tool_m": self.tool_m, "plate_m": self.plate_m, **self.blocks}.items():
             if np.shape(value) != (3,) or not np.isfinite(value).all():
                 raise StateError(f"position {name!r} of the scene is {np.asarray(value).tolist()}, expected three finite numbers.")
+        if not math.isfinite(self.opening):
+            raise StateError(f"opening of the gripper is {self.opening}, expected a finite number, 0 closed .. 1 open.")
         if self.held and self.held not in self.blocks:
             raise StateError(f"the gripper holds {self.held!r}, but the scene has only {', '.join(self.blocks) or 'no blocks'}.")
 

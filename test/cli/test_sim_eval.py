@@ -77,6 +77,7 @@ def test_table_and_picture_for_people(tmp_path: Path, capsys: pytest.CaptureFixt
     (["--checkpoint", "nonsense"], "there is no folder 'nonsense'; a checkpoint is the word 'default'"),
     (["--checkpoint", "scripted"], "does no task"),
     (["--plot", "no/such/folder/result.png"], "there is no folder no/such/folder"),
+    (["--plot", "/"], "--plot / is a folder"),
     (["--ros", "--checkpoint", "random"], "'random' is none"),
     (["--ros", "--image-control", "blank"], "what the camera publishes"),
     (["--ros", "--unnorm-key", "bridge_orig", "--dtype", "float32"], "takes no --unnorm-key, --dtype"),
@@ -86,14 +87,19 @@ def test_what_cannot_be_done_is_refused(arguments: list[str], message: str, caps
     assert message in json.loads(capsys.readouterr().out)["error"]
 
 
+def evaluated_through_ros(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """The report of one command line with --ros: real nodes, in real time."""
+    command = [sys.executable, "-c", "from openvla_ros.cli.app import main; main()", "sim-eval", "--ros", "--json", *arguments]
+    done = subprocess.run(["timeout", "-k", "5", "200", *command], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
 @pytest.mark.ros
 def test_through_ros(ros_environment: dict[str, str]) -> None:
     """The expert in place of a policy: the nodes, the report and its part about the command path."""
-    command = [sys.executable, "-c", "from openvla_ros.cli.app import main; main()", "sim-eval", "--checkpoint", "expert", "--ros",
-               "--episodes", "2", "--tasks", "reach", "--json"]
-    done = subprocess.run(["timeout", "-k", "5", "200", *command], env=ros_environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout)
+    report = evaluated_through_ros(ros_environment, "--checkpoint", "expert", "--episodes", "2", "--tasks", "reach")
     assert report["through"] == "ros" and report["tasks"]["reach"]["successes"] >= 1
     assert report["command_path"]["steps"] > 5
 
@@ -117,3 +123,11 @@ def test_the_shipped_policy_reads_and_looks(capsys: pytest.CaptureFixture[str]) 
     assert sum(result["told_successes"] for result in told.values()) >= 8
     blank = evaluated(capsys, "--episodes", "6", "--tasks", "reach,pick", "--image-control", "blank")["tasks"]
     assert sum(result["successes"] for result in blank.values()) <= 1
+
+
+@shipped
+@pytest.mark.ros
+def test_the_shipped_policy_picks_through_the_real_nodes(ros_environment: dict[str, str]) -> None:
+    report = evaluated_through_ros(ros_environment, "--tasks", "pick", "--episodes", "4")
+    assert report["tasks"]["pick"]["successes"] >= 2, report
+    assert report["command_path"]["chunks_per_s"] > 2.0

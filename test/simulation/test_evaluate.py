@@ -103,6 +103,8 @@ def test_tasks_are_about_blocks_that_are_there_and_about_each_in_turn() -> None:
         colours = layout(seed).colours
         assert task_of("pick", seed).colour in colours
         assert other_task(task_of("pick", seed), seed).colour in set(colours) - {task_of("pick", seed).colour}
+    asked = [layout(seed).colours.index(task_of("pick", seed).colour) for seed in range(30)]
+    assert [asked.count(place) for place in range(3)] == [10, 10, 10]
 
 
 @pytest.mark.parametrize("phrases", [PHRASES, HELD_OUT_PHRASES])

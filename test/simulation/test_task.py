@@ -42,7 +42,7 @@ def test_held_out_phrases_hold_no_new_words() -> None:
     assert words(HELD_OUT_PHRASES) <= words(PHRASES)
 
 
-@pytest.mark.parametrize("text", ["Pick up the RED block.", "  pick up   the red block "])
+@pytest.mark.parametrize("text", ["Pick up the RED block.", "  pick up   the red block ", "pick up the red block !"])
 def test_spelling_does_not_matter(text: str) -> None:
     assert parse(text) == Task("pick", "red")
 
@@ -144,6 +144,11 @@ def test_a_block_that_is_not_there_is_refused() -> None:
 def test_a_state_that_cannot_be_is_refused(tool: tuple[float, ...]) -> None:
     with pytest.raises(StateError, match=r"'tool_m'.*expected three finite numbers"):
         state(tool)
+
+
+def test_an_opening_that_is_no_number_is_refused() -> None:
+    with pytest.raises(StateError, match="opening of the gripper is nan"):
+        state(opening=float("nan"))
 
 
 def test_a_block_that_is_held_is_there() -> None:
