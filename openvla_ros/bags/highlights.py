@@ -18,6 +18,9 @@ from openvla_ros.errors import BagError, ImageError
 SMALLEST_SCALE = (0.005, 0.02, 0.5)
 """Error scales never shrink below these [m, rad, gripper share]: a recording at rest must not make noise look like news."""
 
+TINY = 1e-6
+"""Errors below it are rounding."""
+
 APART = 3
 """Frames of one recording that are closer than this look alike; the second one is only taken when nothing else is left."""
 
@@ -49,7 +52,7 @@ def most_interesting(run: PageRun, count: int = 10) -> list[Highlight]:
     reasons: dict[int, list[str]] = {}
     rankings = [
         _by_text([frame.difference for _, frame in frames], "differs: "),
-        ((place, f"error {describe(errors[place])}") for place in _largest(scores)),
+        ((place, f"error {describe(errors[place])}") for place in _largest(scores) if scores[place] > TINY),
         _by_text([frame.fault for _, frame in frames], "fault: "),
         _by_text([", ".join(frame.rules) for _, frame in frames], "safety: "),
         ((place, f"margin {frames[place][1].margin:.2g}: a close call") for place in _largest(
@@ -64,7 +67,7 @@ def most_different(run: PageRun, count: int = 10) -> list[Highlight]:
     """At most `count` frames in which the policy and `PageRun.against` differ most, the largest difference first."""
     frames = [(number, frame) for number, track in enumerate(run.tracks) for frame in track.frames]
     errors = _errors(run, "against")
-    ranking = ((place, f"apart by {describe(errors[place])}") for place in _largest(_scores(errors)) if np.nansum(errors[place]) > 0.0)
+    ranking = ((place, f"apart by {describe(errors[place])}") for place in _largest(_scores(errors)) if np.nansum(errors[place]) > TINY)
     reasons: dict[int, list[str]] = {}
     chosen = _in_turn([ranking], count, lambda place, taken: _is_near(frames, place, taken), reasons)
     return [Highlight(frames[place][0], frames[place][1], tuple(reasons[place])) for place in chosen]

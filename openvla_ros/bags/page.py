@@ -146,7 +146,7 @@ def _gallery(run: PageRun, highlights: Sequence[Highlight], name: str, heading: 
         found = pictures(track, [highlight.frame for highlight in highlights if highlight.track == number], detail.picture_px)
         items += [(place, _item(run, highlight, found[highlight.frame.index]))
                   for place, highlight in enumerate(highlights) if highlight.track == number]
-    listed = "".join(item for _, item in sorted(items)) or '<li><p class="words">None stands out: no action could be compared.</p></li>'
+    listed = "".join(item for _, item in sorted(items)) or '<li><p class="words">None stands out.</p></li>'
     keys = page_plot.legend((series, _series_words(run, series)) for series in SERIES
                             if any(getattr(highlight.frame, series) is not None for highlight in highlights))
     return f'<section id="{name}"><h2>{html.escape(heading)}</h2>{keys}<ul class="frames">{listed}</ul></section>'

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
 from rosbags.interfaces import MessageDefinitionFormat, QosDurability, QosReliability
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
@@ -87,6 +88,14 @@ class Recording:
     def name(self) -> str:
         """Its folder or file name, for reports."""
         return self.path.resolve().name
+
+    def facts(self) -> dict[str, str]:
+        """What the recorder wrote about the day, `custom_data` of metadata.yaml; empty where there is none or it cannot be read."""
+        try:
+            content = yaml.safe_load((self.path / "metadata.yaml").read_text(encoding="utf-8"))
+            return {str(name): str(value) for name, value in content["rosbag2_bagfile_information"]["custom_data"].items()}
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            return {}
 
     def topic(self, name: str) -> Topic:
         """The topic of that name, with or without its leading slash. Raises BagError that lists the topics there are."""

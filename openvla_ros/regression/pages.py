@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import yaml
+
 from openvla_ros.bags.page_content import PageFrame, PageRun, Track
 from openvla_ros.bags.read import Recording
 from openvla_ros.bags.replay import Replay, ReplayedFrame
 from openvla_ros.bags.steps import Ledger, Step, StepSettings, steps
 from openvla_ros.contract import FloatArray
-from openvla_ros.errors import BagError
+from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.policy.catalogue import PolicySettings
 from openvla_ros.regression.job import GOOD, Job, Result
 from openvla_ros.regression.provenance import versions
 from openvla_ros.regression.robots import read_robot
-from openvla_ros.robot import Camera
+from openvla_ros.robot import Camera, from_mapping
 
 EXPECTED = "expected"
 
@@ -24,7 +26,8 @@ def page_of(jobs: Sequence[Job], results: Sequence[Result], others: Sequence[Res
     """One page for all results, in the order of their jobs.
 
     others, against: results of another policy over the same recordings, and its name. Without them the frames that are not as expected
-    show the expected action. Raises ConfigurationError when a job's robot profile cannot be read.
+    show the expected action. Motions are drawn into the pictures by the camera of the robot profile that was recorded, or else of the
+    job's. Raises ConfigurationError when that cannot be read.
     """
     tracks, failed, notes = [], dict[str, str](), list[str]()
     cameras = {robot: read_robot(robot).profile.camera for robot in dict.fromkeys(job.robot for job in jobs)}
@@ -35,7 +38,7 @@ def page_of(jobs: Sequence[Job], results: Sequence[Result], others: Sequence[Res
             continue
         if other is not None and other.replay is None:
             failed[f"{job.name} against"] = other.error
-        tracks.append(_track(job, result, other, cameras[job.robot]))
+        tracks.append(_track(job, result, other, _recorded_camera(job) or cameras[job.robot]))
         notes += [*result.replay.notes, *(f"{job.name}: {note}" for note in result.replay.tally.notes),
                   *(f"{job.name}: not as it was when the expectation was made: {change}" for change in result.changes)]
     policies = list(dict.fromkeys(result.replay.policy for result in results if result.replay is not None))
@@ -83,6 +86,16 @@ def _sent_then(job: Job, replay: Replay) -> Mapping[int, Step]:
             return {step.frame_index: step for step in steps(recording, settings, Ledger()) if isinstance(step, Step)}
     except BagError:
         return {}  # a recording of pictures alone
+
+
+def _recorded_camera(job: Job) -> Camera | None:
+    """Of the robot profile that `openvla-ros record` put into the recording."""
+    with Recording(job.bag) as recording:
+        text = recording.facts().get("openvla_ros.robot_profile", "")
+    try:
+        return from_mapping(yaml.safe_load(text), str(job.bag)).camera if text else None
+    except (yaml.YAMLError, ConfigurationError):
+        return None  # of another release; the job's robot may have one
 
 
 def _facts(jobs: Sequence[Job]) -> Mapping[str, str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
+from openvla_ros.bags.motion import project
 from openvla_ros.bags.page import write_page
 from openvla_ros.bags.page_content import PageRun
 from openvla_ros.regression.job import FAILED, Job, Result
 from openvla_ros.regression.pages import page_of
+from openvla_ros.regression.robots import read_robot
 from openvla_ros.share import share_folder
 
 Make = Callable[..., Job]
@@ -66,7 +70,7 @@ def test_another_policy_stands_beside(job: Make, run: Run) -> None:
 
 def test_the_camera_is_that_of_the_robot(job: Make, run: Run, tmp_path: Path) -> None:
     profile = yaml.safe_load((share_folder() / "config/robots/wx250s_replay.yaml").read_text(encoding="utf-8"))
-    profile["camera"] = {"width": 64, "height": 48, "fx": 60.0, "fy": 60.0, "cx": 32.0, "cy": 24.0, "position_m": [0.3, 0.0, 1.0],
+    profile["camera"] = camera = {"width": 64, "height": 48, "fx": 60.0, "fy": 60.0, "cx": 32.0, "cy": 24.0, "position_m": [0.3, 0.0, 1.0],
                          "quaternion_xyzw": [0.7071068, -0.7071068, 0.0, 0.0]}
     (tmp_path / "robot.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     work = job()
@@ -77,3 +81,19 @@ def test_the_camera_is_that_of_the_robot(job: Make, run: Run, tmp_path: Path) ->
 
     assert "not projected" in text(page_of([work], [result]))
     assert "arrows are 3 steps long" in text(page_of([replace(work, robot=str(tmp_path / "robot.yaml"))], [result]))
+    recorded = tmp_path / "recorded"
+    shutil.copytree(work.bag, recorded)
+    metadata = yaml.safe_load((recorded / "metadata.yaml").read_text(encoding="utf-8"))
+    metadata["rosbag2_bagfile_information"]["custom_data"] = {"openvla_ros.robot_profile": yaml.safe_dump(profile)}
+    (recorded / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
+    page = page_of([replace(work, bag=recorded)], [result])  # with the camera of that day, whatever robot is asked for now
+    found = page.tracks[0].camera
+    assert found is not None and found.fx == camera["fx"] and "arrows are 3 steps long" in text(page)
+
+
+def test_the_camera_of_the_simulation_is_the_one_in_its_profile() -> None:
+    simulated = pytest.importorskip("openvla_ros.simulation.camera", reason="needs mujoco").Camera(128, 128)
+    camera = read_robot("wx250s_sim").profile.camera
+    assert camera is not None
+    points_m = np.random.default_rng(0).uniform([0.1, -0.2, 0.0], [0.4, 0.2, 0.3], (50, 3))
+    assert np.allclose(project(points_m, camera), [simulated.project(point_m) for point_m in points_m], atol=1e-2)
