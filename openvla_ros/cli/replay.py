@@ -46,15 +46,15 @@ def main(
                                          "quantization=nf4,resize=direct.")] = "",
     through: Annotated[str, typer.Option(help="policy, or command: run the pilot (safety, handoff) too.")] = "policy",
     robot: Annotated[str, typer.Option(help="Robot profile for --through command.")] = REPLAY_ROBOT,
-    latency_s: Annotated[float, typer.Option(help="Assumed time from a picture to its answer, for --through command [s].")] = LATENCY_S,
+    latency_s: Annotated[float, typer.Option(help="Assumed time from a picture to its answer, for --through command \\[s].")] = LATENCY_S,
     live: Annotated[bool, typer.Option("--live", help="Play the bag to the real nodes over DDS (own ROS domain, this computer only) and "
                                        "compare what they say with the offline answers, or with --expect.")] = False,
     attach: Annotated[bool, typer.Option("--attach", help="As --live, but only listen to nodes and a player that others started.")] = False,
     rate: Annotated[float, typer.Option(min=0.05, max=20.0, help="Speed of the recording, for --live.")] = 1.0,
     margin: Annotated[float | None, typer.Option(help="Ids must be equal where the recorded margin exceeds this.  \\[default: 0.01 for "
                                                  "float32, 1.0 for bfloat16]", show_default=False)] = None,
-    tolerance_m: Annotated[float, typer.Option(help="Largest difference of a translation in a frame whose ids flipped [m].")] = 0.01,
-    tolerance_rad: Annotated[float, typer.Option(help="The same for a rotation [rad].")] = 0.05,
+    tolerance_m: Annotated[float, typer.Option(help="Largest difference of a translation in a frame whose ids flipped \\[m].")] = 0.01,
+    tolerance_rad: Annotated[float, typer.Option(help="The same for a rotation \\[rad].")] = 0.05,
     tolerance_gripper: Annotated[float, typer.Option(help="The same for the gripper, 0..1.")] = 1.0,
     max_flips: Annotated[float, typer.Option(help="Largest share of frames whose ids may flip below the margin bound, 0..1.")] = 0.1,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit file for continuous integration.")] = None,
