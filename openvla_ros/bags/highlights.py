@@ -21,6 +21,9 @@ SMALLEST_SCALE = (0.005, 0.02, 0.5)
 TINY = 1e-6
 """Errors below it are rounding."""
 
+EXAMPLES = 6
+"""A page shows at least about so many pictures."""
+
 APART = 3
 """Frames of one recording that are closer than this look alike; the second one is only taken when nothing else is left."""
 
@@ -45,7 +48,10 @@ class Highlight:
 
 
 def most_interesting(run: PageRun, count: int = 10) -> list[Highlight]:
-    """At most `count` frames: differences from what was expected, largest errors, faults, safety rules, close calls, in turn."""
+    """At most `count` frames: differences from what was expected, largest errors, faults, safety rules, close calls, in turn.
+
+    Where hardly any stands out, examples from all over the run fill up.
+    """
     frames = [(number, frame) for number, track in enumerate(run.tracks) for frame in track.frames]
     errors = _errors(run, "recorded")
     scores = _scores(errors)
@@ -59,6 +65,10 @@ def most_interesting(run: PageRun, count: int = 10) -> list[Highlight]:
             np.array([-np.inf if frame.margin is None or frame.margin > LOW_MARGIN else -frame.margin for _, frame in frames]))),
     ]
     chosen = _in_turn(rankings, count, lambda place, taken: _is_near(frames, place, taken), reasons)
+    for place in np.linspace(0, len(frames) - 1, EXAMPLES).astype(int).tolist() if frames else ():
+        if len(chosen) < min(count, EXAMPLES) and not _is_near(frames, place, chosen):
+            chosen.append(place)
+            reasons[place] = ["an example"]
     return sorted((Highlight(frames[place][0], frames[place][1], tuple(reasons[place])) for place in chosen),
                   key=lambda highlight: (highlight.track, highlight.frame.index))
 

@@ -148,6 +148,13 @@ def test_what_is_interesting_comes_in_turn_with_all_its_reasons(track: Track) ->
     assert found[18] == ("error 18 mm, 0°, gripper 0.00", "safety: lead")
 
 
+def test_a_run_in_which_nothing_stands_out_shows_examples(track: Track) -> None:
+    calm = replace(track, frames=[replace(frame, recorded=frame.predicted, margin=None) for frame in track.frames])
+    found = most_interesting(PageRun("run", "policy", [calm]))
+    assert [highlight.frame.index for highlight in found] == [0, 3, 7, 11, 15, 19]
+    assert all(highlight.reasons == ("an example",) for highlight in found)
+
+
 def test_the_furthest_apart_come_first(track: Track) -> None:
     frames = [frame if frame.predicted is None else replace(
         frame, against=frame.predicted + np.eye(7)[6] * (0.9 if frame.index == 11 else 0.1)) for frame in track.frames]
