@@ -123,8 +123,8 @@ def test_a_large_run_stays_small(track: Track, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     many = [replace(track.frames[k % 19], index=k, stamp_ns=k * 10**8, log_ns=0, predicted=random.normal(size=7),
                     sent=random.normal(size=7), against=random.normal(size=7), rules=("speed",) * (k % 2),
-                    fault=f"fault {k}" * (k % 5 == 0), instruction=f"do thing {k // 3}") for k in range(3000)]
-    run = PageRun("run", "policy", [replace(track, name=f"day {k}", frames=many) for k in range(20)], against="other")
+                    fault=f"fault {k}" * (k % 5 == 0), instruction=f"do thing {k // 3}") for k in range(1500)]
+    run = PageRun("run", "policy", [replace(track, name=f"day {k}", frames=many) for k in range(12)], against="other")
     assert write_page(run, tmp_path).stat().st_size <= MAX_BYTES
 
 
