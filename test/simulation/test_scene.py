@@ -44,6 +44,16 @@ def test_a_seed_says_the_same_every_time_and_another_something_else() -> None:
     assert not np.array_equal(one.start_m, other.start_m)
 
 
+def test_a_seed_is_the_layout_that_it_always_was() -> None:
+    """Results are compared by seed: another version of numpy must not draw other numbers."""
+    scene = layout(7)
+    assert scene.colours == ("red", "green", "blue")
+    np.testing.assert_allclose([scene.blocks[colour][:2] for colour in scene.colours],
+                               [[0.293261, 0.009659], [0.182123, -0.096507], [0.269437, -0.07832]], atol=1e-6)
+    assert scene.yaws_rad == pytest.approx({"red": 0.134422, "green": -0.091325, "blue": -0.209575}, abs=1e-6)
+    np.testing.assert_allclose([scene.plate_m, scene.start_m], [[0.263917, 0.142665, 0.004], [0.200448, 0.06601, 0.142357]], atol=1e-6)
+
+
 def test_training_and_evaluation_share_no_seed() -> None:
     assert EVALUATION_SEEDS.stop <= TRAINING_SEEDS.start
 
