@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import torch
@@ -24,8 +26,9 @@ def worker_group(folder: Path, workers: int, work: Callable[..., object], *argum
     """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(".meeting-*"):
+        left_over.unlink()
     meeting = folder / f".meeting-{os.getpid()}"
-    meeting.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=help_out, args=(meeting, worker, workers, work, arguments), daemon=True)
               for worker in range(1, workers)]
@@ -46,6 +49,7 @@ def worker_group(folder: Path, workers: int, work: Callable[..., object], *argum
 
 def help_out(meeting: Path, worker: int, workers: int, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     """Body of the other processes."""
+    Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     join_group(meeting, worker, workers)
     work(worker, *arguments)
@@ -73,6 +77,8 @@ def total(values: list[float]) -> list[float]:
     return [float(value) for value in sums]
 
 
-def orphaned(parent: int) -> bool:
-    """Whether the process `parent`, which started this one, is gone."""
-    return os.getppid() != parent
+def end_with(parent: int) -> None:
+    """End this process when `parent`, which started it, is gone: killed processes cannot say goodbye to their children."""
+    while os.getppid() == parent:
+        sleep(0.5)
+    os._exit(1)

@@ -58,7 +58,7 @@ class Recipe:
 
 FULL = Recipe(
     name="full", demonstrations=24_000, part=4_000, picture_steps=600, picture_rate=1.5e-3, picture_frames=48,
-    schedule=Schedule(peak=1.2e-3, steps=4_800, warmup_steps=100, decay_share=0.35, floor_share=0.03),
+    schedule=Schedule(peak=1.2e-3, steps=4_200, warmup_steps=100, decay_share=0.35, floor_share=0.03),
     batch_frames=32, instructions=6, rounds=(Round(1_500, 4_000), Round(2_200, 4_000), Round(2_900, 4_000), Round(3_600, 4_000)),
     evaluate_every=1_200, evaluate_episodes=40, trial_episodes=200)
 

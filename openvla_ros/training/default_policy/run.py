@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -127,7 +126,6 @@ class Run:
     def __init__(self, worker: int, work: Path, recipe: Recipe, seed: int, workers: int, limits: Limits, report: Report | None) -> None:
         self.worker, self.work, self.recipe, self.seed, self.workers, self.limits = worker, work, recipe, seed, workers, limits
         self.report: Report = report or (lambda stage, done, count: None)
-        self.parent = os.getppid()
         self.shape = network_shape()
         self.network = Network(self.shape, seed)
         self.trainer = Trainer(self.network)
