@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter_ns
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from openvla_ros.bags.frames import Frame, Marks, Selection, Tally, frames
 from openvla_ros.bags.read import Recording
 from openvla_ros.contract import ACTION_NAMES, ActionChunk, Evidence, FloatArray, Observation, Policy
 from openvla_ros.errors import BagError
+
+PREPARERS = 2
+"""Threads in which a policy prepares the next frames."""
 
 ACTION_UNITS = ("m", "m", "m", "rad", "rad", "rad", "0..1")
 """Unit of each number of an action; the gripper is a share, 0 closed .. 1 open."""
@@ -50,11 +54,14 @@ class BatchPolicy(Protocol):
 
 
 @runtime_checkable
-class Witness(Protocol):
-    """A policy that also says how it came to its answers."""
+class PreparingPolicy(Protocol):
+    """A policy that does part of its work on a frame in other threads, while it looks at earlier ones. It may give evidence."""
 
-    def testify(self, observations: Sequence[Observation]) -> Sequence[tuple[ActionChunk, Evidence]]:
-        """What `act` answers to each, but for rounding, with its evidence."""
+    def prepare(self, observation: Observation) -> Any:
+        """That part. Called from several threads at once."""
+
+    def act_prepared(self, observations: Sequence[Observation], prepared: Sequence[Any]) -> Sequence[tuple[ActionChunk, Evidence | None]]:
+        """What `act` answers to each but for rounding, and how it came about."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +131,39 @@ def replay(recording: Recording, selection: Selection, policy: Policy, stride: i
 
 def run(policy: Policy, shown: Iterator[Frame], batch: int = 1) -> Iterator[ReplayedFrame]:
     """The policy's answer to each frame; a frame whose picture is broken is answered by its fault."""
-    while some := list(islice(shown, batch)):
-        asked = [Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg) for frame in some if frame.rgb is not None]
-        begun_ns = perf_counter_ns()
-        answers = iter(ask(policy, asked) if asked else ())
-        share_ms = (perf_counter_ns() - begun_ns) / 1e6 / max(1, len(asked))
-        for frame in some:
-            yield _unanswered(frame) if frame.rgb is None else _answered(frame, *next(answers), share_ms)
+    with ThreadPoolExecutor(PREPARERS, "prepare") as pool:
+        coming = _next_batch(policy, shown, batch, pool)
+        while coming.frames:
+            now, coming = coming, _next_batch(policy, shown, batch, pool)
+            begun_ns = perf_counter_ns()
+            answers = iter(ask(policy, now) if now.observations else ())
+            share_ms = (perf_counter_ns() - begun_ns) / 1e6 / max(1, len(now.observations))
+            for frame in now.frames:
+                yield _unanswered(frame) if frame.rgb is None else _answered(frame, *next(answers), share_ms)
 
 
-def ask(policy: Policy, observations: Sequence[Observation]) -> Sequence[tuple[ActionChunk, Evidence | None]]:
-    """The answers to some frames, in order, together where the policy can."""
-    if isinstance(policy, Witness):
-        return policy.testify(observations)
-    if len(observations) > 1 and isinstance(policy, BatchPolicy):
-        return [(chunk, None) for chunk in policy.act_batch(observations)]
-    return [(policy.act(observation), None) for observation in observations]
+class _Batch(NamedTuple):
+    """Some frames, and the observations in them that have a picture."""
+
+    frames: list[Frame]
+    observations: list[Observation]
+    prepared: list[Future[Any]]  # one for each observation, where the policy prepares
+
+
+def _next_batch(policy: Policy, shown: Iterator[Frame], batch: int, pool: ThreadPoolExecutor) -> _Batch:
+    some = list(islice(shown, batch))
+    asked = [Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg) for frame in some if frame.rgb is not None]
+    prepares = isinstance(policy, PreparingPolicy)
+    return _Batch(some, asked, [pool.submit(policy.prepare, observation) for observation in asked] if prepares else [])  # type: ignore[attr-defined]
+
+
+def ask(policy: Policy, batch: _Batch) -> Sequence[tuple[ActionChunk, Evidence | None]]:
+    """The answers to the observations of a batch, in order, together where the policy can."""
+    if isinstance(policy, PreparingPolicy):
+        return policy.act_prepared(batch.observations, [future.result() for future in batch.prepared])
+    if len(batch.observations) > 1 and isinstance(policy, BatchPolicy):
+        return [(chunk, None) for chunk in policy.act_batch(batch.observations)]
+    return [(policy.act(observation), None) for observation in batch.observations]
 
 
 def _unanswered(frame: Frame) -> ReplayedFrame:

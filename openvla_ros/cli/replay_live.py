@@ -17,7 +17,7 @@ from openvla_ros.bags.expect import Expectation, read_expectation
 from openvla_ros.cli.surroundings import surroundings
 from openvla_ros.errors import BagError, ConfigurationError, DependencyMissing
 from openvla_ros.regression import provenance
-from openvla_ros.regression.job import Job, check, run_job, with_evidence
+from openvla_ros.regression.job import Job, check, preparing, run_job
 from openvla_ros.regression.workers import LoadedPolicy
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def offline(job: Job) -> Expectation:
         policy = loaded.get(job.policy)
         result = run_job(replace(job, report=False, write_expected=job.output / "offline.json"), policy)
         assert result.replay is not None
-        return Expectation(result.replay.frames, provenance.of_policy(job.policy, with_evidence(policy)))
+        return Expectation(result.replay.frames, provenance.of_policy(job.policy, preparing(policy, evidence=True)))
     finally:
         loaded.close()
 

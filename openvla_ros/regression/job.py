@@ -113,14 +113,15 @@ def run_job(job: Job, policy: Policy, on_frame: Callable[[ReplayedFrame], None] 
     if expectation is not None:
         job = _with_its_frames(job, expectation)
     robot = read_robot(job.robot) if job.through == "command" else None
-    witness = with_evidence(policy) if job.expect is not None or job.write_expected is not None else None
+    judged = job.expect is not None or job.write_expected is not None
+    witness = preparing(policy, judged)
     with Recording(job.bag) as recording:
         selection = select(recording, job.image_topic, job.instruction, job.instruction_topic, job.action_topic)
-        found = replay(recording, selection, witness or policy, job.stride, job.limit, on_frame, job.batch, marks=witness is not None)
+        found = replay(recording, selection, witness, job.stride, job.limit, on_frame, job.batch, marks=judged)
         run = None if robot is None else command(recording, found.frames, robot.profile, robot.kinematics, job.latency_s,
                                                  step_s=policy.step_s)
         result = Result(job.name, GOOD, replay=found, commanded=run)
-        if witness is not None:
+        if judged:
             made_with = collect(job, witness, found, robot)
             if job.write_expected is not None:
                 write_expectation(Expectation(found.frames, made_with, run.frames if run else {}), job.write_expected)
@@ -159,13 +160,13 @@ def collect(job: Job, policy: Policy, found: Replay, robot: ReplayRobot | None) 
     return plain
 
 
-def with_evidence(policy: Policy) -> Policy:
-    """The same policy, with evidence where its kind can give it."""
+def preparing(policy: Policy, evidence: bool) -> Policy:
+    """The same policy, working on the next frames while the model runs, and with evidence where its kind can give it."""
     if not hasattr(policy, "predict_batch"):
         return policy
     from openvla_ros.policy.openvla.evidence import OpenvlaWitness  # late: torch
 
-    return OpenvlaWitness(policy)  # type: ignore[arg-type]
+    return OpenvlaWitness(policy, evidence)  # type: ignore[arg-type]
 
 
 def exhibit(differences: Sequence[Difference], recording: Recording, selection: Selection, folder: Path) -> dict[int, str]:

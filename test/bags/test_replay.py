@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,15 +76,20 @@ def test_two_replays_are_equal_and_a_different_one_is_not(write_bag: MakeBag, me
 
 
 class Together(Recorder):
-    """The same, for several frames at once, with evidence."""
+    """The same, for several frames at once, prepared in other threads, with evidence."""
 
     def __init__(self, answers: dict[int, Any]) -> None:
         super().__init__(answers)
         self.batches = list[int]()
 
-    def testify(self, observations: Sequence[Observation]) -> list[tuple[ActionChunk, Evidence]]:
+    def prepare(self, observation: Observation) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        return int(observation.rgb[0, 0, 0])
+
+    def act_prepared(self, observations: Sequence[Observation], prepared: Sequence[int]) -> list[tuple[ActionChunk, Evidence]]:
         self.batches.append(len(observations))
-        return [(self.act(observation), Evidence((observation.rgb[0, 0, 0],), "pixels", (1.0,))) for observation in observations]
+        return [(self.act(observation), Evidence((grey,), "pixels", (1.0,)))
+                for observation, grey in zip(observations, prepared, strict=True)]
 
 
 def test_batches_change_nothing_but_how_often_the_policy_is_asked(write_bag: MakeBag, messages: Any) -> None:

@@ -18,7 +18,7 @@ from openvla_ros.bags.episode import EpisodeSettings, make_episode
 from openvla_ros.bags.expect import Tolerance, read_expectation
 from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.policy.catalogue import PolicySettings
-from openvla_ros.regression.job import DIFFERS, GOOD, Job, Result, as_json, as_words, with_evidence
+from openvla_ros.regression.job import DIFFERS, GOOD, Job, Result, as_json, as_words, preparing
 from openvla_ros.regression.workers import LoadedPolicy
 from openvla_ros.share import share_folder
 
@@ -72,7 +72,7 @@ def test_margins_are_those_of_the_logits(loaded: LoadedPolicy, tiny: PolicySetti
             ordered = np.sort(seen.logits, axis=1)
             np.testing.assert_allclose(then.evidence.margins, ordered[:, -1] - ordered[:, -2], atol=2e-4)
             assert seen.generated_ids == then.token_ids and seen.input_ids == then.evidence.input_ids
-    assert with_evidence(policy).self_test()[0].passed
+    assert preparing(policy, evidence=True).self_test()[0].passed
 
 
 # --- what differs, and its name

@@ -1,39 +1,50 @@
-"""An OpenVLA policy that testifies: each answer with the ids and pixels it was made from, and how sure each token was."""
+"""An OpenVLA policy for replays: pictures are prepared in other threads, and answers come with what they were made from."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from openvla_ros.contract import ActionChunk, Check, Evidence, Observation
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy
+from openvla_ros.policy.openvla.preprocess import PixelArray
+
+
+class Prepared(NamedTuple):
+    """What the towers see of a frame, and its digest where evidence is wanted."""
+
+    pixels: PixelArray
+    digest: str
 
 
 class OpenvlaWitness:
-    """The same policy, with evidence. Costs the preprocessing once more and a copy of the logits."""
+    """The same policy, as `bags.replay` likes one best."""
 
-    def __init__(self, policy: OpenvlaPolicy) -> None:
-        self._policy = policy
+    def __init__(self, policy: OpenvlaPolicy, evidence: bool = True) -> None:
+        """evidence: say how each answer came about; costs a copy of the logits."""
+        self._policy, self._evidence = policy, evidence
         self.name, self.step_s, self.notes = policy.name, policy.step_s, policy.notes
 
     def act(self, observation: Observation) -> ActionChunk:
         """As the policy itself."""
         return self._policy.act(observation)
 
-    def act_batch(self, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
-        """As the policy itself."""
-        return self._policy.act_batch(observations)
+    def prepare(self, observation: Observation) -> Prepared:
+        """The part of the work that needs no model. Any thread may call it."""
+        pixels = self._policy.prepare(observation)
+        return Prepared(pixels, hashlib.sha256(pixels.tobytes()).hexdigest()[:16] if self._evidence else "")
 
-    def testify(self, observations: Sequence[Observation]) -> list[tuple[ActionChunk, Evidence]]:
-        """The answers of `act_batch`, each with its evidence."""
-        policy, found = self._policy, []
-        for observation, prediction in zip(observations, policy.predict_batch(observations, keep_logits=True), strict=True):
-            assert prediction.logits is not None, "they were asked for"
-            evidence = Evidence(prediction.input_ids, self._pixels(observation), margins(prediction.logits, prediction.generated_ids))
+    def act_prepared(self, observations: Sequence[Observation], prepared: Sequence[Prepared]) -> list[tuple[ActionChunk, Evidence | None]]:
+        """What `act` answers to each but for rounding, computed together, with the evidence where it is wanted."""
+        policy, found = self._policy, list[tuple[ActionChunk, Evidence | None]]()
+        predictions = policy.predict_batch(observations, self._evidence, [each.pixels for each in prepared])
+        for observation, each, prediction in zip(observations, prepared, predictions, strict=True):
+            evidence = None if prediction.logits is None else Evidence(
+                prediction.input_ids, each.digest, margins(prediction.logits, prediction.generated_ids))
             found.append((policy.to_chunk(observation, prediction), evidence))
         return found
 
@@ -59,11 +70,6 @@ class OpenvlaWitness:
                            "mask": statistics.mask.tolist()},
             "mode": {"dtype": str(policy.dtype).removeprefix("torch."), "device": policy.device.type},
         }
-
-    def _pixels(self, observation: Observation) -> str:
-        policy = self._policy
-        pixels = policy.processor.to_pixels(policy.image_path.apply(observation, policy.processor.side))
-        return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
 
 
 def margins(logits: npt.NDArray[np.float32], token_ids: Sequence[int]) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from openvla_ros.errors import InstructionError, NotEnoughMemory
 from openvla_ros.policy.openvla.language import KeyValueCache
 from openvla_ros.policy.openvla.memory import free_bytes
 from openvla_ros.policy.openvla.model import ModelShape, OpenvlaModel, generate, last_of_sequence
-from openvla_ros.policy.openvla.preprocess import ImagePath, Processor
+from openvla_ros.policy.openvla.preprocess import ImagePath, PixelArray, Processor
 from openvla_ros.policy.openvla.tokens import ActionTokens, PromptEncoder
 from openvla_ros.policy.statistics import ActionStatistics
 
@@ -87,11 +87,17 @@ class OpenvlaPolicy:
         return ActionChunk(steps, self.step_s, observation.stamp_ns, observation.instruction, self.name,
                            prediction.generated_ids, prediction.fault, prediction.stage_ms)
 
+    def prepare(self, observation: Observation) -> PixelArray:
+        """What the towers see of a frame. Any thread may call it, also while the model runs."""
+        return self.processor.to_pixels(self.image_path.apply(observation, self.processor.side))
+
     @torch.inference_mode()
-    def predict_batch(self, observations: Sequence[Observation], keep_logits: bool = False) -> list[Prediction]:
+    def predict_batch(self, observations: Sequence[Observation], keep_logits: bool = False,
+                      prepared: Sequence[PixelArray] | None = None) -> list[Prediction]:
         """`predict` of each, in the same order. Prompts of equal length run together, one group after the other.
 
-        Raises InstructionError before anything ran, NotEnoughMemory if the keys and values of so many rows have no room.
+        prepared: what `prepare` gave for each, where it was called before. Raises InstructionError before anything ran,
+        NotEnoughMemory if the keys and values of so many rows have no room.
         """
         self.cancelled.clear()
         clock = StageClock(self.device)
@@ -101,18 +107,18 @@ class OpenvlaPolicy:
             groups.setdefault(len(prompt), []).append(row)
         predictions: dict[int, Prediction] = {}
         for rows in groups.values():
-            together = self.predict_group([observations[row] for row in rows], [prompts[row] for row in rows], keep_logits, clock)
+            pixels = [self.prepare(observations[row]) if prepared is None else prepared[row] for row in rows]
+            together = self.predict_group(pixels, [prompts[row] for row in rows], keep_logits, clock)
             predictions.update(zip(rows, together, strict=True))
         return [predictions[row] for row in range(len(observations))]
 
-    def predict_group(self, observations: Sequence[Observation], prompts: Sequence[Sequence[int]], keep_logits: bool,
+    def predict_group(self, pixels: Sequence[PixelArray], prompts: Sequence[Sequence[int]], keep_logits: bool,
                       clock: StageClock) -> list[Prediction]:
         """One pass over rows whose prompts are equally long."""
-        cache = self.cache_for(len(observations))
-        frames = [self.image_path.apply(observation, self.processor.side) for observation in observations]
-        pixels = torch.from_numpy(np.stack([self.processor.to_pixels(frame) for frame in frames])).to(self.device, self.dtype)
+        cache = self.cache_for(len(pixels))
+        seen = torch.from_numpy(np.stack(pixels)).to(self.device, self.dtype)
         clock.end("preprocess")
-        patches = self.model.see(pixels)
+        patches = self.model.see(seen)
         clock.end("vision")
         logits = self.model.prefill(patches, torch.tensor(prompts, device=self.device), cache)
         clock.end("prefill")
