@@ -30,8 +30,9 @@ EXPERT = "expert"
 POLICY_PROFILE = "default"
 """Profile of policies for the simulation's camera; the checkpoint may be another than its own."""
 
-FALLS = 3
-"""So often POLICY is chosen again in one episode, where it fell to HOLD: each is a fault of the episode."""
+FALLS = 10
+"""So often POLICY is chosen again in one episode, where it fell to HOLD: each is a fault of the episode. A computer that stalls for a
+quarter of a second is enough for one."""
 
 STARTING_S = 5.0
 """An episode that has not begun by then [simulated time] has failed: the policy gives no action that may be played."""
@@ -132,6 +133,7 @@ def run_episode(stage: Stage, kind: str, seed: int, instruction_control: str, ph
             faults, timing.falls = faults + 1, timing.falls + 1
             if faults > FALLS or not _resume(stage):
                 break
+            begun_ns = None if begun_ns is None else director.now_ns  # the time in which nobody drove is not the policy's
         if begun_ns is None:
             begun_ns = first_ns = next((to_ns(report.header.stamp) for report in director.reports if report.step_started), None)
             if begun_ns is None:

@@ -9,7 +9,7 @@ import openvla_msgs
 import rclpy
 from openvla_msgs.action import ExecuteInstruction
 from openvla_msgs.msg import ActionChunk, CommandReport, EndEffectorDelta
-from openvla_msgs.srv import SetDriver
+from openvla_msgs.srv import ResetScene, SetDriver
 from rclpy.action import ActionClient
 from rclpy.node import Node
 
@@ -52,6 +52,15 @@ def check_service(node: Node) -> None:
     assert [(result.success, result.reason) for result in results] == [(True, ""), (False, "only the policy may drive here")]
 
 
+def check_scene(node: Node) -> None:
+    client = node.create_client(ResetScene, "reset_scene")
+    assert client.wait_for_service(DEADLINE_S)
+    answers = [client.call_async(ResetScene.Request(seed=seed)) for seed in (2**64 - 1, 0)]
+    wait(node, lambda: all(answer.done() for answer in answers), "answers of reset_scene")
+    assert [answer.result().success for answer in answers] == [True, False]
+    assert list(answers[0].result().colours) == ["red", "yellow"]
+
+
 def check_action(node: Node, *, cancel: bool) -> None:
     feedback: list[ExecuteInstruction.Feedback] = []
     client = ActionClient(node, ExecuteInstruction, "execute_instruction")
@@ -81,6 +90,7 @@ def main() -> None:
     try:
         check_topic(node)
         check_service(node)
+        check_scene(node)
         check_action(node, cancel=False)
         check_action(node, cancel=True)
     finally:

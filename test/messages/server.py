@@ -7,7 +7,7 @@ import threading
 import rclpy
 from openvla_msgs.action import ExecuteInstruction
 from openvla_msgs.msg import ActionChunk, CommandReport, EndEffectorDelta
-from openvla_msgs.srv import SetDriver
+from openvla_msgs.srv import ResetScene, SetDriver
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
@@ -21,6 +21,7 @@ class Server(Node):
         self.reports = self.create_publisher(CommandReport, "command_report", 1)
         self.create_subscription(ActionChunk, "action_chunk", self.on_chunk, 1)
         self.create_service(SetDriver, "set_driver", self.on_set_driver)
+        self.create_service(ResetScene, "reset_scene", self.on_reset_scene)
         ActionServer(self, ExecuteInstruction, "execute_instruction", self.execute, callback_group=ReentrantCallbackGroup(),
                      cancel_callback=lambda _: CancelResponse.ACCEPT)
 
@@ -32,6 +33,10 @@ class Server(Node):
     def on_set_driver(self, request: SetDriver.Request, response: SetDriver.Response) -> SetDriver.Response:
         response.success = request.driver == SetDriver.Request.POLICY
         response.reason = "" if response.success else "only the policy may drive here"
+        return response
+
+    def on_reset_scene(self, request: ResetScene.Request, response: ResetScene.Response) -> ResetScene.Response:
+        response.success, response.reason, response.colours = request.seed == 2**64 - 1, "no scene but the last", ["red", "yellow"]
         return response
 
     def execute(self, goal: object) -> ExecuteInstruction.Result:
