@@ -5,7 +5,8 @@ Where the recording has reports of command_node (`command_report`), a step is wh
 - a step of the policy belongs to the picture whose header stamp its observation has; a later step of the same chunk to the newest
   picture that was as old at its start as the first one's was;
 - a human's step is reported when it ends, and belongs to the newest picture that was stamped before it began;
-- a dry run sent nothing, so its steps are left out.
+- a step that was cut short, by a stop, a takeover or a fresher chunk, did not happen as it was sent, and a dry run sent nothing:
+  both are left out.
 
 Elsewhere a step is a recorded action (`teleop/action7`), which belongs to the newest picture that was logged before it. A picture begins
 one step at most: training must not see one picture with two answers. What does not come out is written into the Ledger, with the reason.
@@ -41,6 +42,10 @@ KEPT, KEPT_CHUNKS = 256, 64
 
 NEAR_NS = 50_000_000
 """Where the policy stamped pictures on receipt no recorded stamp equals its observation's: then this close to the log time counts."""
+
+CUT_SHORT = "its step was cut short: by a stop, a takeover or a fresher chunk"
+WHOLE = 0.75
+"""Part of a step's duration after which it counts as played to its end: a late tick of a busy computer is no reason to leave it out."""
 
 STATE_WITHIN_NS = SECOND_NS // 2
 STEP_NS = round(STEP_S * SECOND_NS)
@@ -148,7 +153,16 @@ class _Told(NamedTuple):
 
     instruction: str
     steps: tuple[FloatArray, ...]
+    step_ns: int  # how long each is played
     begun_ns: list[int]  # when its steps began, as far as they have
+
+
+class _Playing(NamedTuple):
+    """A step of the policy that may still be cut short."""
+
+    step: Step
+    whole_ns: int  # from then on it cannot
+    number: int  # of its report
 
 
 class _State(NamedTuple):
@@ -202,6 +216,8 @@ class _Aligner:
         self._used: set[int] = set()  # numbers of waiting pictures that have their step
         self._told: dict[tuple[int, int, int], _Told] = {}
         self._instruction, self._why_silent = self._fixed, "" if self._fixed else "no instruction yet"
+        self._playing: _Playing | None = None
+        self._ended: list[Step] = []  # whole, and not given yet
         self._driver = ""
         self._pose: tuple[int, FloatArray, FloatArray] | None = None  # log time, position, quaternion
         self._opening: tuple[int, float] | None = None
@@ -230,11 +246,15 @@ class _Aligner:
             except AttributeError as error:
                 raise BagError(f"topic {raw.topic.name} of {self._recording.path} was recorded with another definition of {raw.topic.type} "
                                f"than the usual one: {error}. Convert the recording, or choose another topic.") from error
+            yield from self._ended
+            self._ended.clear()
             if isinstance(found, str):
                 self._ledger.put(kind, raw.topic.name, found, number)
             elif found is not None or raw.topic is self.pictures:
+                yield from self._end_of_step() if isinstance(found, Mark) else ()
                 yield found
             self._forget(raw.log_ns - KEPT_NS)
+        yield from self._end_of_step()
         self._forget(None)
 
     # ------------------------------------------------------------------ what comes in
@@ -258,7 +278,7 @@ class _Aligner:
         return Mark(bool(message.data))
 
     def _on_chunk(self, raw: Raw, number: int, message: Any) -> None:
-        self._tell(_identity(message), _Told(str(message.instruction), tuple(map(_delta, message.steps)), []))
+        self._tell(_identity(message), _Told(str(message.instruction), tuple(map(_delta, message.steps)), _ns(message.step_duration), []))
         if self._instructions is None and not self._fixed and message.instruction:
             self._hear(str(message.instruction))
 
@@ -287,6 +307,7 @@ class _Aligner:
     def _on_report(self, raw: Raw, number: int, message: Any) -> Found:
         self._driver = DRIVERS[message.driver] if message.driver < len(DRIVERS) else ""
         by_policy = bool(message.step_started)
+        self._settle(_ns(message.header.stamp), raw.topic, by_policy or self._driver != "POLICY" or bool(message.stop_reason))
         moved = bool(_delta(message.sent).any() or _delta(message.requested).any())
         if not by_policy and not (self._driver == "HUMAN" and moved):
             return None  # who drives, and why the arm rests: no step
@@ -295,11 +316,17 @@ class _Aligner:
         state = self._state(raw.log_ns)
         if message.measured_pose_valid:
             state = _State(*_pose(message.measured_pose), state.opening)
-        return self._policy_step(message, raw.log_ns, state) if by_policy else self._human_step(message, raw.log_ns, state)
+        if not by_policy:
+            return self._human_step(message, raw.log_ns, state)
+        found = self._policy_step(message, raw.log_ns, state)
+        if isinstance(found, Step):
+            whole_ns = found.begin_ns + round(WHOLE * self._told[_identity(message)].step_ns)
+            self._playing, found = _Playing(found, whole_ns, number), None
+        return found
 
     def _policy_step(self, message: Any, log_ns: int, state: _State) -> Found:
         begin_ns, wanted_ns = _ns(message.header.stamp), _ns(message.observation_stamp)
-        told = self._tell(_identity(message), _Told("", (), []))  # new where chunks were not recorded
+        told = self._tell(_identity(message), _Told("", (), STEP_NS, []))  # new where chunks were not recorded
         place = len(told.begun_ns)
         told.begun_ns.append(begin_ns)
         if place == 0:
@@ -322,6 +349,21 @@ class _Aligner:
         proposal = _delta(message.proposal) if message.proposal_valid else UNKNOWN
         return self._step(seen, end_ns - STEP_NS, seen.instruction, _delta(message.sent), proposal, self._driver,
                           bool(message.intervention), state)
+
+    def _settle(self, now_ns: int, topic: Topic, something_new: bool) -> None:
+        """The step that plays is over, or is cut short by what a report says."""
+        if self._playing is None:
+            return
+        if now_ns >= self._playing.whole_ns:
+            self._ended += self._end_of_step()
+        elif something_new:
+            self._ledger.put("report", topic.name, CUT_SHORT, self._playing.number)
+            self._ledger.put("picture", self.pictures.name, CUT_SHORT, self._playing.step.frame_index)
+            self._playing = None
+
+    def _end_of_step(self) -> list[Step]:
+        playing, self._playing = self._playing, None
+        return [] if playing is None else [playing.step]
 
     # ------------------------------------------------------------------ what goes out
 

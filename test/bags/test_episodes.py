@@ -232,8 +232,8 @@ def test_what_was_not_done_or_cannot_be_learnt_is_listed(robot: Robot, record: M
 
     day = [robot.image(0), robot.report(10, HOLD), robot.image(100), robot.text(150, "go"), robot.report(190, POLICY),
            robot.image(200), act(210, 200, dry_run=True), robot.image(400), act(410, 400, np.nan), robot.image(600, broken=True),
-           act(610, 600), act(620, 500), robot.image(800), act(810, 800), act(820, 800, sequence=1), robot.text(900, "do <s> it"),
-           robot.image(1000), act(1010, 1000)]
+           act(610, 600), act(620, 500), robot.image(800), act(810, 800), act(1010, 800, sequence=1), robot.text(1050, "do <s> it"),
+           robot.image(1100), act(1210, 1100)]
     found, left = found_in(record(day))
     assert [step.frame_index for step in found] == [5]
     broken = next(reason for reason in left if reason.startswith("picture: it cannot be shown: "))
@@ -243,6 +243,19 @@ def test_what_was_not_done_or_cannot_be_learnt_is_listed(robot: Robot, record: M
         "report: a dry run: nothing was sent": 1, "report: no finite dx": 1, "report: its picture cannot be shown": 1,
         "report: no recorded picture has the stamp that the step was computed from": 1,
         "report: its picture began a step already: actions come faster than pictures": 1}
+
+
+@pytest.mark.parametrize("ending", ["stop", "takeover", "fresher chunk", "nothing new", "in time"])
+def test_a_step_that_was_cut_short_is_no_example(robot: Robot, record: MakeBag, ending: str) -> None:
+    after = {"stop": robot.report(120, POLICY, stop_reason="the chunk is empty"), "takeover": robot.report(120, HUMAN),
+             "fresher chunk": robot.report(120, POLICY, wish(0.2), seen_ms=100), "nothing new": robot.report(120, POLICY),
+             "in time": robot.report(250, HOLD, stop_reason="HOLD was chosen")}[ending]
+    day = [robot.text(0, "go"), robot.image(10), robot.report(50, POLICY, wish(0.1), seen_ms=10), robot.image(100), after,
+           robot.report(500, POLICY)]
+    found, left = found_in(record(day))
+    whole = {"fresher chunk": [1], "nothing new": [0], "in time": [0]}.get(ending, [])
+    assert [step.frame_index for step in found] == whole
+    assert sum(count for reason, count in left.items() if "was cut short" in reason) == (0 if 0 in whole else 2)
 
 
 def test_stamps_of_receipt_are_found_by_the_log_time(robot: Robot, record: MakeBag) -> None:
