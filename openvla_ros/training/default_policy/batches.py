@@ -60,12 +60,13 @@ class Batch:
 class Batches:
     """Draws batches from a set of frames. The draw depends on the generator alone, so any step can be drawn again."""
 
-    def __init__(self, frames: FrameSet, shape: ModelShape) -> None:
-        self.frames, self.truth = frames, frames.truth
+    def __init__(self, frames: FrameSet, shape: ModelShape, focused: bool = False) -> None:
+        """focused: frames and tasks of the grasp and of the plate are drawn much more often."""
+        self.frames, self.truth, self.focused = frames, frames.truth, focused
         self.prompt, self.tokens = make_prompt_encoder(WORDS, shape), make_action_tokens(shape)
         self.processor, self.image_path = make_processor(shape), ImagePath()
         self.patch, self.across = shape.towers[0].patch, shape.towers[0].side // shape.towers[0].patch
-        weights = frame_weights(self.truth)
+        weights = focused_weights(self.truth) if focused else frame_weights(self.truth)
         self.until = np.cumsum(weights / weights.sum())
 
     def draw(self, random: np.random.Generator, count: int, instructions: int) -> Batch:
@@ -100,7 +101,7 @@ class Batches:
     def ask(self, chosen: npt.NDArray[np.int64], random: np.random.Generator, instructions: int) -> tuple[Pack, npt.NDArray[np.int64]]:
         """Instructions for each frame and the expert's answers; [B, S] the entity that each is about."""
         actions, held = self.truth.actions[chosen], self.truth.held[chosen]
-        tasks = choose_tasks(self.truth, chosen, random, instructions)  # [B, S, 2] kind, colour
+        tasks = choose_tasks(self.truth, chosen, random, instructions, EAGER_FOCUSED if self.focused else EAGER)  # [B, S, 2]
         examples, goals = [], np.empty(tasks.shape[:2], np.int64)
         for row, frame_tasks in enumerate(tasks):
             examples.append([make_example(self.prompt, self.tokens, END_ID, phrase(random, kind, colour),
@@ -137,11 +138,27 @@ def frame_weights(truth: Truth) -> FloatArray:
     return weights
 
 
-def choose_tasks(truth: Truth, chosen: npt.NDArray[np.int64], random: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
+def focused_weights(truth: Truth) -> FloatArray:
+    """[N] the same for the end of training: just gripped, closing, over the plate, aligned with a block."""
+    tool_m, plate_m = truth.positions_m[:, -1], truth.positions_m[:, ENTITIES.index("plate")]
+    holding = truth.held >= 0
+    low = near_blocks(truth).any(axis=1) & (tool_m[:, 2] < 0.1)
+    closing = (truth.opening < 0.95) & ~holding & low
+    over_plate = holding & (np.linalg.norm(tool_m[:, :2] - plate_m[:, :2], axis=-1) < 0.06)
+    weights: FloatArray = 1.0 + 3.0 * (holding & (tool_m[:, 2] < 0.075)) + 2.0 * closing + 2.0 * over_plate + 1.0 * (low & ~holding)
+    return weights
+
+
+EAGER, EAGER_FOCUSED = 0.6, 2.0
+"""How much earlier pick and place come for a block that is held or near: 1 and more means always first."""
+
+
+def choose_tasks(truth: Truth, chosen: npt.NDArray[np.int64], random: np.random.Generator, count: int, eagerness: float = EAGER
+                 ) -> npt.NDArray[np.int64]:
     """[B, count, 2] kind and colour: of the present colours, those first that are held or near."""
     present = np.isfinite(truth.actions[chosen, :, :, 0])  # [B, kinds, colours]
     held = truth.held[chosen, None] == np.arange(len(COLOURS))
     eager = held | near_blocks(truth)[chosen]
-    rank = random.random(present.shape) - 0.6 * (eager[:, None] & np.array([kind != "reach" for kind in KINDS])[None, :, None])
+    rank = random.random(present.shape) - eagerness * (eager[:, None] & np.array([kind != "reach" for kind in KINDS])[None, :, None])
     order = np.where(present, rank, np.inf).reshape(len(chosen), -1).argsort(axis=1)[:, :count]
     return np.stack(np.divmod(order, len(COLOURS)), axis=-1)

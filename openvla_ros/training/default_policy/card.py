@@ -66,8 +66,9 @@ Made by `openvla-ros train-default{options}`: seed {seed}, {workers} processes o
 - **Losses**: Gaussian soft labels over the 256 bins (4 bins wide; {bin_mm:.2f} mm per bin) and half the distance of the expected bin
   / 20. In training only: where each block, plate and tool is (patch, offset, position), and where tool and goal of the instruction are.
 - **Steps**: {picture_steps} updates of the picture's questions alone, {picture_frames} frames each, then {steps} of {batch} frames with
-  {instructions} instructions per frame. AdamW, peak rate {peak:g}, level, then a cosine down over the last {decay:.0%} to
-  {floor:.0%}; averaged weights (0.995). Matrix products in bfloat16, weights in float32.
+  {instructions} instructions per frame; from update {focus_step} on {focus_instructions}, and frames in which a block is aligned, being
+  gripped, just gripped or over the plate are drawn two to four times as often. AdamW, peak rate {peak:g}, level, then a cosine
+  down over the last {decay:.0%} to {floor:.0%}; averaged weights (0.995). Matrix products in bfloat16, weights in float32.
 
 {remarks}
 ## Training log
@@ -100,6 +101,7 @@ def write_card(recipe: Recipe, seed: int, workers: int, shape: ModelShape, param
         patch=tower.patch, width=decoder.hidden_size, layers=decoder.num_hidden_layers, mlp=decoder.intermediate_size, key=KEY,
         limit_mm=1e3 * LARGEST_STEP_M, bin_mm=1e3 * 2 * LARGEST_STEP_M / 255, picture_steps=recipe.picture_steps,
         picture_frames=recipe.picture_frames,
+        focus_step=recipe.focus_step, focus_instructions=recipe.focus_instructions,
         steps=recipe.schedule.steps, instructions=recipe.instructions, batch=recipe.batch_frames, peak=recipe.schedule.peak,
         decay=recipe.schedule.decay_share, floor=recipe.schedule.floor_share, remarks=f"{remarks}\n" if remarks else "",
         history=history_table(log))

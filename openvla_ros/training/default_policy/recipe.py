@@ -22,6 +22,7 @@ class Recipe:
 
     The first `picture_steps` updates ask the picture's questions only, at a third of the cost; then come `steps` updates with
     instructions. picture_frames, batch_frames: per update of either kind, all processes together; instructions: per frame.
+    From update `focus_step` on, frames and tasks of the grasp and of the plate are drawn more often, with focus_instructions per frame.
     evaluate_every: updates between evaluations in closed loop, with evaluate_episodes of each task; trial_episodes: of each
     task in the card.
     """
@@ -36,6 +37,8 @@ class Recipe:
     batch_frames: int
     instructions: int
     rounds: tuple[Round, ...]
+    focus_step: int
+    focus_instructions: int
     evaluate_every: int
     evaluate_episodes: int
     trial_episodes: int
@@ -58,14 +61,15 @@ class Recipe:
 
 FULL = Recipe(
     name="full", demonstrations=24_000, part=4_000, picture_steps=600, picture_rate=1.5e-3, picture_frames=48,
-    schedule=Schedule(peak=1.2e-3, steps=4_200, warmup_steps=100, decay_share=0.35, floor_share=0.03),
-    batch_frames=32, instructions=6, rounds=(Round(1_500, 4_000), Round(2_200, 4_000), Round(2_900, 4_000), Round(3_600, 4_000)),
-    evaluate_every=1_200, evaluate_episodes=40, trial_episodes=200)
+    schedule=Schedule(peak=1.2e-3, steps=4_800, warmup_steps=100, decay_share=0.35, floor_share=0.03),
+    batch_frames=32, instructions=6,
+    rounds=(Round(1_500, 4_000), Round(2_200, 4_000), Round(2_900, 4_000), Round(3_600, 4_000), Round(4_300, 4_000)),
+    focus_step=3_400, focus_instructions=4, evaluate_every=1_200, evaluate_episodes=40, trial_episodes=200)
 
 SMOKE = Recipe(
     name="smoke", demonstrations=800, part=400, picture_steps=60, picture_rate=1.5e-3, picture_frames=24,
     schedule=Schedule(peak=1.2e-3, steps=120, warmup_steps=20, decay_share=0.35, floor_share=0.1),
-    batch_frames=24, instructions=6, rounds=(Round(120, 80),), evaluate_every=180, evaluate_episodes=2,
-    trial_episodes=2, save_every=20, worlds=4)
+    batch_frames=24, instructions=6, rounds=(Round(120, 80),), focus_step=140, focus_instructions=4, evaluate_every=180,
+    evaluate_episodes=2, trial_episodes=2, save_every=20, worlds=4)
 
 RECIPES = {recipe.name: recipe for recipe in (FULL, SMOKE)}

@@ -159,7 +159,7 @@ class Run:
     def events(self) -> list[int]:
         """Updates at which something else happens than learning."""
         recipe = self.recipe
-        return [*(turn.step for turn in recipe.rounds), recipe.picture_steps, recipe.last_step,
+        return [*(turn.step for turn in recipe.rounds), recipe.picture_steps, recipe.focus_step, recipe.last_step,
                 *range(recipe.picture_steps, recipe.last_step, recipe.evaluate_every)]
 
     # ------------------------------------------------------------------ data
@@ -204,14 +204,16 @@ class Run:
     def learn(self, until: int) -> None:
         """Updates up to `until`."""
         recipe, trainer = self.recipe, self.trainer
-        batches = Batches(self.frames(), self.shape)
+        focused = trainer.step >= recipe.focus_step
+        batches = Batches(self.frames(), self.shape, focused)
+        instructions = recipe.focus_instructions if focused else recipe.instructions
         gathered: list[dict[str, float]] = []
         while trainer.step < until:
             step = trainer.step
             random = np.random.default_rng([self.seed, STEP_SEED, step, self.worker])
             asking = step >= recipe.picture_steps
             frames = (recipe.batch_frames if asking else recipe.picture_frames) // self.workers
-            batch = batches.draw(random, frames, recipe.instructions if asking else 0)
+            batch = batches.draw(random, frames, instructions if asking else 0)
             with torch.autocast("cpu", AUTOCAST):
                 if asking:
                     tokens, heads, logged = instruction_loss(self.network, batch, batch.pixels)
