@@ -89,6 +89,9 @@ SLOW = 0.9
 
 CAMERA_FRAME = "camera"
 
+UNKNOWN = "_NODE_NAME_UNKNOWN_"
+"""What rclpy calls a node whose publisher was discovered before itself."""
+
 Part = tuple[str, ...]
 
 
@@ -133,9 +136,9 @@ class SimulationNode(Node):  # type: ignore[misc]
         self.create_service(ResetScene, "~/reset_scene", self._on_reset)
         self._states = self.create_publisher(JointState, "joint_states", 10)
         self._objects = self.create_publisher(MarkerArray, "simulation/objects", 10)
-        self._films = tuple(
-            Film(self, topic, Camera(width=int(values[f"{size}_width"]), height=int(values[f"{size}_height"])),
-                 float(values[f"{size}_rate_hz"])) for topic, size in (("image", "image"), ("overview/image", "overview")))
+        cameras = {size: Camera(width=int(values[f"{size}_width"]), height=int(values[f"{size}_height"])) for size in ("image", "overview")}
+        self._films = (Film(self, "image", cameras["image"], float(values["image_rate_hz"])),
+                       FilmApart(self, "overview/image", cameras["overview"], float(values["overview_rate_hz"]), Tabletop(self._seed)))
         self._states_due, self._objects_due, self._troubles_due = Due(STATES_HZ), Due(OBJECTS_HZ), Due(TROUBLES_HZ)
         urdf = read_urdf(str(values["robot"]), self._profile)
         if urdf:
@@ -150,6 +153,8 @@ class SimulationNode(Node):  # type: ignore[misc]
         """Let time stand still. Raises what ended the simulation, if something did."""
         self._stop.set()
         self._thread.join(timeout=2.0)
+        for film in self._films:
+            film.close()
         self._clock_publisher.wait_for_all_acked(Duration(seconds=0.1))
         if self._failure is not None:
             raise self._failure
@@ -207,7 +212,9 @@ class SimulationNode(Node):  # type: ignore[misc]
     def _other_clocks(self) -> tuple[str, ...]:
         """Full names of the other nodes that publish /clock."""
         own = self.get_fully_qualified_name()
-        names = sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in self.get_publishers_info_by_topic("/clock"))
+        infos = self.get_publishers_info_by_topic("/clock")
+        names = sorted("another node" if info.node_name == UNKNOWN else f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+                       for info in infos)
         if hasattr(self, "_clock_publisher") and own in names:
             names.remove(own)
         return tuple(names)
@@ -313,7 +320,7 @@ def second_clock(names: Sequence[str]) -> ConfigurationError:
 
 
 class Film:
-    """One camera and the topic of its pictures. Called under the node's lock."""
+    """One camera and the topic of its pictures. Called under the node's lock; draws at once, while the world waits."""
 
     def __init__(self, node: Node, topic: str, camera: Any, rate_hz: float) -> None:
         """camera: a simulation.camera.Camera."""
@@ -324,8 +331,10 @@ class Film:
 
     def shoot(self, tabletop: Tabletop, now_ns: int) -> None:
         """Publish a picture of this moment, if one is due and somebody listens."""
-        if not self.due.is_now(now_ns / SECOND_NS) or not self._publisher.get_subscription_count():
-            return
+        if self.due.is_now(now_ns / SECOND_NS) and self._publisher.get_subscription_count():
+            self._draw(tabletop, now_ns)
+
+    def _draw(self, tabletop: Tabletop, now_ns: int) -> None:
         began = perf_counter()
         message = to_image(self._camera.picture(tabletop))
         # Policies take equal pictures for a camera that froze, and those of a real one never are: one bit of noise.
@@ -338,6 +347,42 @@ class Film:
     def health(self) -> dict[str, object]:
         """How many were sent, and what one costs."""
         return {"sent": self._sent, "cost_ms": f"{np.mean(self._cost_ms):.1f}" if self._cost_ms else "none drawn"}
+
+    def close(self) -> None:
+        """No more pictures."""
+
+
+class FilmApart(Film):
+    """Draws a still on a thread of its own, while the world goes on: large pictures would hold up the clock. What is due meanwhile is
+    left out."""
+
+    def __init__(self, node: Node, topic: str, camera: Any, rate_hz: float, still: Tabletop) -> None:
+        """still: another world, to be drawn."""
+        super().__init__(node, topic, camera, rate_hz)
+        self._still, self._of_ns = still, 0
+        self._wanted, self._idle = threading.Semaphore(0), threading.Event()
+        self._closed = False
+        self._idle.set()
+        self._thread = threading.Thread(target=self._run, name=topic, daemon=True)
+        self._thread.start()
+
+    def _draw(self, tabletop: Tabletop, now_ns: int) -> None:
+        if self._idle.is_set():
+            self._idle.clear()
+            self._still.mirror(tabletop)
+            self._of_ns = now_ns
+            self._wanted.release()
+
+    def _run(self) -> None:
+        while self._wanted.acquire() and not self._closed:
+            super()._draw(self._still, self._of_ns)
+            self._idle.set()
+
+    def close(self) -> None:
+        """No more pictures; waits for one that is being drawn."""
+        self._closed = True
+        self._wanted.release()
+        self._thread.join(timeout=2.0)
 
 
 def to_image(rgb: ByteArray) -> Image:

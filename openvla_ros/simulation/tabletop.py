@@ -157,6 +157,13 @@ class Tabletop:
         self.set_finger_target(self.finger_range_m[1])
         mujoco.mj_forward(self._model, self._data)
 
+    def mirror(self, other: Tabletop) -> None:
+        """Everything where another world has it now, at rest: a still to draw while that world goes on."""
+        self.layout = other.layout
+        self._data.qpos[:], self._data.mocap_pos[:] = other.data.qpos, other.data.mocap_pos
+        self._data.qvel[:] = 0.0
+        mujoco.mj_kinematics(self._model, self._data)
+
     def set_arm_target(self, positions_rad: Sequence[float] | FloatArray) -> None:
         """Where the six joints are to go, as fast as the URDF lets them; beyond a limit they go to it.
 

@@ -93,6 +93,9 @@ class World(Node):
         until_ns = self.clocks[-1] + round(seconds * 1e9)
         self.until(lambda: self.clocks[-1] >= until_ns, f"{seconds} s of simulated time")
 
+    def arrive(self, positions: list[float], at: slice = slice(0, 6), within: float = 5e-3) -> None:
+        self.until(lambda: np.allclose(self.positions()[at], positions, atol=within), f"joints at {positions}")
+
     def call(self, client: Any, request: Any) -> Any:
         assert client.wait_for_service(DEADLINE_S)
         asked = [client.call_async(request)]
@@ -218,8 +221,7 @@ def test_it_holds_before_the_first_and_after_the_last_trajectory(world: World) -
     world.pass_time(1.0)
     np.testing.assert_allclose(world.positions(), start, atol=1e-4)
     world.go((0.5, REST), (1.0, REST))
-    world.pass_time(2.0)
-    np.testing.assert_allclose(world.positions()[:6], REST, atol=5e-3)
+    world.arrive(REST)
     world.pass_time(2.0)
     np.testing.assert_allclose(world.positions()[:6], REST, atol=5e-3)
 
@@ -227,17 +229,16 @@ def test_it_holds_before_the_first_and_after_the_last_trajectory(world: World) -
 def test_the_fingers_follow_their_own_controller(world: World) -> None:
     for wanted in (0.02, 0.03):
         world.go((0.1, [wanted]), names=("left_finger",), publisher=world.gripper)
-        world.pass_time(0.6)
-        np.testing.assert_allclose(world.positions()[6:], [wanted, -wanted], atol=5e-4)
+        world.arrive([wanted, -wanted], slice(6, 8), 5e-4)
 
 
 def test_absurd_targets_meet_the_limits_of_the_joints(world: World) -> None:
     limits = Tabletop().arm_ranges_rad
     world.go((0.01, [100.0, -0.3, 0.2, 0.0, 1.4, -100.0]))
-    world.pass_time(2.5)
+    world.arrive([3.14, -3.14], slice(0, 6, 5), 0.03)
+    world.pass_time(0.5)
     states = np.array([state.position[:6] for state in world.states])
     assert (states > limits[:, 0] - 0.02).all() and (states < limits[:, 1] + 0.02).all()
-    assert states[-1, 0] > 3.1 and states[-1, 5] < -3.1
     speeds = np.abs([state.velocity[:6] for state in world.states]).max()
     assert 2.0 < speeds < 1.3 * simulation_node.MAX_SPEED_RAD_S  # a servo rings a little around its ramp
     world.until(lambda: "asked for more than they can: waist, wrist_rotate" in world.health["arm"].message, "a word about it")
@@ -255,8 +256,7 @@ def test_a_wrong_trajectory_is_refused_said_and_changes_nothing(world: World, po
     world.go((0.1, positions), names=names)
     world.until(lambda: int(world.value("arm", "count_arm_refused") or 0) == before + 1, "the count")
     assert world.health["arm"].level == DiagnosticStatus.WARN and said in world.health["arm"].message
-    world.pass_time(1.2)
-    np.testing.assert_allclose(world.positions()[:6], REST, atol=5e-3)
+    world.arrive(REST)
     world.go((0.1, REST))
     world.until(lambda: world.health["arm"].level == DiagnosticStatus.OK, "forgiveness after a good one")
 
@@ -305,7 +305,7 @@ def test_the_real_time_factor_may_change_while_it_runs_and_the_rest_may_not(worl
 def test_beside_another_clock_it_does_not_start_and_stands_still(world: World, environment: dict[str, str]) -> None:
     second = subprocess.run(command(), env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode in (1, 2), second.stderr  # 1: it had begun before it found the other
-    assert "/clock is published by /simulation_node already" in second.stderr and "ROS_DOMAIN_ID" in second.stderr
+    assert re.search("/clock is published by (/simulation_node|another node) already.*ROS_DOMAIN_ID", second.stderr), second.stderr
     rival = world.create_publisher(Clock, "/clock", 1)
     world.until(lambda: world.health["simulation"].level == DiagnosticStatus.ERROR, "an error")
     assert "stands still: /clock is published by /world too" in world.health["simulation"].message

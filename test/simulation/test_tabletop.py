@@ -204,3 +204,16 @@ def test_a_joint_at_its_limit_is_named(tabletop: Tabletop) -> None:
 def test_blocks_that_are_not_there_lie_out_of_the_way(tabletop: Tabletop) -> None:
     absent = (set(COLOURS) - set(tabletop.layout.colours)).pop()
     assert tabletop.data.body(absent).xpos[0] > 2.0 and absent not in tabletop.state().blocks
+
+
+def test_a_mirror_shows_another_world_and_changes_nothing_of_it() -> None:
+    world, still = Tabletop(3), Tabletop(9)
+    world.set_arm_target(world.arm_positions_rad + 0.2)
+    world.advance(0.4)
+    before = world.data.qpos.copy()
+    still.mirror(world)
+    assert np.array_equal(still.data.qpos, before) and still.layout is world.layout
+    seen, shown = world.state(), still.state()
+    np.testing.assert_allclose(shown.tool_m, seen.tool_m, atol=1e-3)  # MuJoCo's poses are one time step older than its joints
+    still.advance(0.4)
+    assert np.array_equal(world.data.qpos, before)
