@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 
 from rich.console import Console, Group
@@ -10,6 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from openvla_ros.ros.tally import View, spoken
+
+TOLD_AGAIN_S = 30.0
+"""A line about a problem comes again after so long, when it is still there; its numbers change all the time."""
 
 
 class Quiet:
@@ -32,7 +36,7 @@ class Lines:
         self._console = console
         self._began = self._drawn_at = monotonic()
         self._phase = ""
-        self._problems: tuple[str, ...] = ()
+        self._told_at: dict[str, float] = {}  # each problem without its numbers, and when it was printed
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -50,9 +54,10 @@ class Lines:
                  + f", {view.steps_started} steps, {view.faults} faults, {view.dropped} frames dropped"
                  + (f"; {view.task}" if view.task else ""))
         for problem in view.problems:
-            if problem not in self._problems:
+            kind = re.sub(r"[0-9.]+", "", problem)
+            if now - self._told_at.get(kind, -TOLD_AGAIN_S) >= TOLD_AGAIN_S:
+                self._told_at[kind] = now
                 self.say(f"           {problem}")
-        self._problems = view.problems
 
     def close(self) -> None:
         """Nothing to tidy."""

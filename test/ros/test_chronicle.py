@@ -58,9 +58,9 @@ def test_pictures_carry_what_held_when_they_were_taken() -> None:
     chronicle.on_report(report(0.0))
     chronicle.on_chunk(ActionChunk(instruction="go"))
     chronicle.on_picture(picture(0.0, 7), "step 1 of 45")
-    chronicle.on_picture(picture(0.05, 8), "step 1 of 45")  # too soon
-    chronicle.on_picture(picture(0.2, 7), "step 1 of 45")  # the same moment
-    chronicle.on_picture(picture(0.3, 9, "nonsense"), "step 1 of 45")
+    chronicle.on_picture(picture(0.05, 80), "step 1 of 45")  # too soon
+    chronicle.on_picture(picture(0.2, 9), "step 1 of 45")  # looks the same
+    chronicle.on_picture(picture(0.3, 90, "nonsense"), "step 1 of 45")
     chronicle.on_picture(picture(0.4, 7), "done after 2 steps")
     first, last = chronicle.page().pictures
     assert (first.instruction, first.driver, first.verdict, last.verdict) == ("go", "POLICY", "step 1 of 45", "done after 2 steps")
@@ -70,7 +70,7 @@ def test_pictures_carry_what_held_when_they_were_taken() -> None:
 def test_a_long_run_keeps_its_whole_length_in_a_bounded_number_of_pictures() -> None:
     chronicle = Chronicle()
     for number in range(10 * PICTURES):
-        chronicle.on_picture(picture(number * SPACING_S, number % 256), "")
+        chronicle.on_picture(picture(number * SPACING_S, 90 * number % 256), "")
     page = chronicle.page()
     times_s = [moment.time_s for moment in page.pictures]
     assert PICTURES / 2 <= len(times_s) <= PICTURES and page.spacing_s == 16 * SPACING_S
