@@ -53,6 +53,12 @@ class HandoffRun:
     reports: tuple[CommandReport, ...]
     frames: Mapping[str, ByteArray]  # of SWITCHES: what the overview camera saw next, uint8 [H, W, 3]
 
+    @property
+    def disturbed(self) -> bool:
+        """The arm fell to HOLD although nobody asked for it: a computer that stalls for a quarter of a second is enough."""
+        first = next((number for number, (_, driver) in enumerate(self.drivers) if driver == "POLICY"), 0)
+        return any(driver == "HOLD" for _, driver in self.drivers[first:])
+
     def driver_at(self, time_s: float) -> str:
         """Who drove."""
         return next((name for since_s, name in reversed(self.drivers) if since_s <= time_s), "HOLD")
@@ -61,15 +67,16 @@ class HandoffRun:
 def run_handoff(stage: Stage, seed: int) -> HandoffRun:
     """One pick with a human in its middle. Raises OpenvlaRosError when the policy does not even come near the block."""
     director, task = stage.director, task_of("pick", seed)
-    pictures: list[Image] = []
-    subscription = director.create_subscription(Image, "overview/image", pictures.append, EVERYTHING)
     frames: dict[str, ByteArray] = {}
     switches_ns: dict[str, int] = {}
 
     def note(name: str) -> None:
-        """This moment, and the first picture that was drawn after it."""
+        """This moment, and the first picture after it. In between nobody looks, so that no picture is drawn in vain."""
+        pictures: list[Image] = []
         switches_ns[name] = director.now_ns
+        subscription = director.create_subscription(Image, "overview/image", pictures.append, EVERYTHING)
         stage.wait(lambda: bool(pictures) and to_ns(pictures[-1].header.stamp) >= switches_ns[name], "the overview camera")
+        director.destroy_subscription(subscription)
         frames[name] = from_image(pictures[-1])
 
     stage.reset(seed)
@@ -90,10 +97,11 @@ def run_handoff(stage: Stage, seed: int) -> HandoffRun:
     judge = Judge(task)
     until_ns = director.now_ns + round(LIMIT_S * SECOND_NS)
     while not judge.success and director.now_ns < until_ns:
+        if director.driver == "HOLD":
+            stage.drive_soon(SetDriver.Request.POLICY)
         stage.pass_time(STEP_S)
         judge.update(director.moments[-1].state)
     note("end")
-    director.destroy_subscription(subscription)
     return _told(stage, task, judge.success, switches_ns, frames)
 
 
@@ -111,9 +119,13 @@ def from_image(message: Image) -> ByteArray:
 
 
 def _until(stage: Stage, condition: Callable[[], bool], what: str) -> None:
-    """Like Stage.wait, with simulated time as the limit: the policy may never get there."""
-    until_ns = stage.director.now_ns + round(LIMIT_S * SECOND_NS)
-    stage.wait(lambda: condition() or stage.director.now_ns > until_ns, what)
+    """Like Stage.wait while POLICY drives, with simulated time as the limit: the policy may never get there."""
+    director = stage.director
+    until_ns = director.now_ns + round(LIMIT_S * SECOND_NS)
+    while not condition() and director.now_ns <= until_ns:
+        stage.wait(lambda: condition() or director.now_ns > until_ns or director.driver == "HOLD", what)
+        if director.driver == "HOLD":
+            stage.drive_soon(SetDriver.Request.POLICY)
     if not condition():
         raise OpenvlaRosError(f"{what}: not within {LIMIT_S:g} s of simulated time. Is this policy one that can pick?")
 
