@@ -38,8 +38,9 @@ build/tiny_checkpoint: | setup
 build/synthetic_episode: | setup
 	@.venv/bin/openvla-ros make-episode --output $@
 
+# Two workers: one for everything that starts ROS nodes, one for the rest (test/conftest.py). One thread each for torch and BLAS.
 test: setup ## all tests, lint and types included: make test [ARGS="-k word"]
-	@.venv/bin/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-faults: setup ## every fault scenario, about six minutes; make test runs six of them
 	@.venv/bin/python -m pytest test/faults -m faults $(ARGS)

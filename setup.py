@@ -57,6 +57,7 @@ EXTRAS = {
     # Tests, lint, types, and a colcon build without apt.
     "dev": [
         "pytest>=8.0",
+        "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "mypy>=1.10",
         "ruff>=0.5",

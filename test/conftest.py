@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     reasons = [absent(mark.name) for mark in item.iter_markers()]
     if any(reasons):
         pytest.skip("; ".join(filter(None, reasons)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several pytest workers share the tests (make test), one of them gets all that start ROS nodes: those wait for one another's
+    processes most of the time, and a second such crowd would only make them late."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.get_closest_marker("ros") or item.get_closest_marker("launch"):
+                item.add_marker(pytest.mark.xdist_group("ros"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The worst stop times that the fault scenarios measured: output, what the time counts from, scenario, stop, bound, lateness [s]."""
+    ended = [report for reports in terminalreporter.stats.values() for report in reports if getattr(report, "when", "") == "teardown"]
+    stops = [value for report in ended for name, value in report.user_properties if name == "stop"]
+    if stops:
+        terminalreporter.section("worst stop times, from the stamps of the commands")
+    for output, kind in sorted({(stop[0], stop[1]) for stop in stops}):
+        alike = [stop[2:] for stop in stops if (stop[0], stop[1]) == (output, kind)]
+        scenario, stop_s, bound_s, late_s = max(alike, key=lambda stop: stop[1])
+        terminalreporter.write_line(f"{output}, from {kind}: {stop_s:.3f} s of {bound_s:.3f} s, and {late_s:.3f} s for a late tick "
+                                    f"({scenario})")
 
 
 @pytest.fixture(scope="session")

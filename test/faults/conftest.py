@@ -44,15 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left]
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    stops = config.stash.get(STOPS, [])
-    if not stops:
-        return
-    terminalreporter.section("worst stop times, from the stamps of the commands")
-    for output, kind in sorted({(stop.output, stop.kind) for stop in stops}):
-        worst = max((stop for stop in stops if (stop.output, stop.kind) == (output, kind)), key=lambda stop: stop.stop_s)
-        terminalreporter.write_line(f"{output}, from {kind}: {worst.stop_s:.3f} s of {worst.bound_s:.3f} s, and {worst.late_s:.3f} s for "
-                                    f"a late tick ({worst.scenario})")
+@pytest.fixture(autouse=True)
+def said_stops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a scenario measured goes along with its report, also from one pytest worker to the one that writes the summary."""
+    stops = request.config.stash[STOPS]
+    before = len(stops)
+    yield
+    request.node.user_properties += [("stop", list(stop)) for stop in stops[before:]]
 
 
 class Stop(NamedTuple):
