@@ -68,7 +68,8 @@ Made by `openvla-ros train-default{options}`: seed {seed}, {workers} processes o
 - **Steps**: {picture_steps} updates of the picture's questions alone, {picture_frames} frames each, then {steps} of {batch} frames with
   {instructions} instructions per frame; from update {focus_step} on {focus_instructions}, and frames in which a block is aligned, being
   gripped, just gripped or over the plate are drawn two to four times as often. AdamW, peak rate {peak:g}, level, then a cosine
-  down over the last {decay:.0%} to {floor:.0%}; averaged weights (0.995). Matrix products in bfloat16, weights in float32.
+  down over the last {decay:.0%} to {floor:.0%}; then {polish_steps} updates more from {polish_peak:g} down. Averaged weights (0.995).
+  Matrix products in bfloat16, weights in float32.
 
 {remarks}
 ## Training log
@@ -100,9 +101,9 @@ def write_card(recipe: Recipe, seed: int, workers: int, shape: ModelShape, param
         high_ms=1e3 * driving.latency_s[1], driven=driven, rounds=len(recipe.rounds), tower_width=tower.width, blocks=tower.depth - 1,
         patch=tower.patch, width=decoder.hidden_size, layers=decoder.num_hidden_layers, mlp=decoder.intermediate_size, key=KEY,
         limit_mm=1e3 * LARGEST_STEP_M, bin_mm=1e3 * 2 * LARGEST_STEP_M / 255, picture_steps=recipe.picture_steps,
-        picture_frames=recipe.picture_frames,
-        focus_step=recipe.focus_step, focus_instructions=recipe.focus_instructions,
-        steps=recipe.schedule.steps, instructions=recipe.instructions, batch=recipe.batch_frames, peak=recipe.schedule.peak,
+        picture_frames=recipe.picture_frames, polish_steps=recipe.polish.steps, polish_peak=recipe.polish.peak,
+        focus_step=recipe.focus_step, focus_instructions=recipe.focus_instructions, steps=recipe.schedule.steps,
+        instructions=recipe.instructions, batch=recipe.batch_frames, peak=recipe.schedule.peak,
         decay=recipe.schedule.decay_share, floor=recipe.schedule.floor_share, remarks=f"{remarks}\n" if remarks else "",
         history=history_table(log))
 

@@ -20,11 +20,11 @@ class Round:
 class Recipe:
     """Everything that decides what is learned, besides the seed.
 
-    The first `picture_steps` updates ask the picture's questions only, at a third of the cost; then come `steps` updates with
-    instructions. picture_frames, batch_frames: per update of either kind, all processes together; instructions: per frame.
-    From update `focus_step` on, frames and tasks of the grasp and of the plate are drawn more often, with focus_instructions per frame.
-    evaluate_every: updates between evaluations in closed loop, with evaluate_episodes of each task; trial_episodes: of each
-    task in the card.
+    The first `picture_steps` updates ask the picture's questions only, at a third of the cost; then come the updates of `schedule`
+    with instructions, and those of `polish`, which begins again at a low rate. picture_frames, batch_frames: per update of either kind,
+    all processes together; instructions: per frame. From update `focus_step` on, frames and tasks of the grasp and of the plate
+    are drawn more often, with focus_instructions per frame. evaluate_every: updates between evaluations in closed loop, with
+    evaluate_episodes of each task; trial_episodes: of each task in the card.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Recipe:
     picture_rate: float
     picture_frames: int
     schedule: Schedule
+    polish: Schedule
     batch_frames: int
     instructions: int
     rounds: tuple[Round, ...]
@@ -50,25 +51,28 @@ class Recipe:
     @property
     def last_step(self) -> int:
         """Updates in all."""
-        return self.picture_steps + self.schedule.steps
+        return self.picture_steps + self.schedule.steps + self.polish.steps
 
     def rate(self, step: int) -> float:
         """Learning rate of an update, from 0."""
         if step < self.picture_steps:
             return Schedule(self.picture_rate, self.picture_steps, min(50, self.picture_steps), 0.3, 0.3).rate(step)
-        return self.schedule.rate(step - self.picture_steps)
+        acting = step - self.picture_steps
+        return self.schedule.rate(acting) if acting < self.schedule.steps else self.polish.rate(acting - self.schedule.steps)
 
 
 FULL = Recipe(
     name="full", demonstrations=24_000, part=4_000, picture_steps=600, picture_rate=1.5e-3, picture_frames=48,
     schedule=Schedule(peak=1.2e-3, steps=4_800, warmup_steps=100, decay_share=0.35, floor_share=0.03),
-    batch_frames=32, instructions=6,
-    rounds=(Round(1_500, 4_000), Round(2_200, 4_000), Round(2_900, 4_000), Round(3_600, 4_000), Round(4_300, 4_000)),
+    polish=Schedule(peak=5e-4, steps=1_200, warmup_steps=30, decay_share=1.0, floor_share=0.03), batch_frames=32, instructions=6,
+    rounds=(Round(1_500, 4_000), Round(2_200, 4_000), Round(2_900, 4_000), Round(3_600, 4_000), Round(4_300, 4_000),
+            Round(5_400, 6_000), Round(5_900, 3_000)),
     focus_step=3_400, focus_instructions=4, evaluate_every=1_200, evaluate_episodes=40, trial_episodes=200)
 
 SMOKE = Recipe(
     name="smoke", demonstrations=800, part=400, picture_steps=60, picture_rate=1.5e-3, picture_frames=24,
-    schedule=Schedule(peak=1.2e-3, steps=120, warmup_steps=20, decay_share=0.35, floor_share=0.1),
+    schedule=Schedule(peak=1.2e-3, steps=100, warmup_steps=20, decay_share=0.35, floor_share=0.1),
+    polish=Schedule(peak=4e-4, steps=20, warmup_steps=2, decay_share=1.0, floor_share=0.1),
     batch_frames=24, instructions=6, rounds=(Round(120, 80),), focus_step=140, focus_instructions=4, evaluate_every=180,
     evaluate_episodes=2, trial_episodes=2, save_every=20, worlds=4)
 
