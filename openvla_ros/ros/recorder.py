@@ -124,7 +124,8 @@ class Recorder(Node):  # type: ignore[misc]
         self._wanted, self._driver = not options.paused, ""
         self._simulated: bool | None = None  # None: not decided yet
         self._recording, self._begun_s, self._earlier_s = False, 0.0, 0.0
-        self._over_s: float | None = None  # since when the seconds that were asked for are over
+        self._leaving = False
+        self._over_s: float | None = None  # since when no more is recorded, for good
         self._last_ns, self._heard_before = 0, 0
         self._diagnostics = Diagnostics(self, {"recording": self._health})
         self._services = [self.create_service(Trigger, "~/start", self._on_start), self.create_service(Trigger, "~/stop", self._on_stop)]
@@ -133,7 +134,9 @@ class Recorder(Node):  # type: ignore[misc]
 
     def farewell(self) -> None:
         """End the recording, with what the nodes said about themselves, and wait until it is on the disk. Raises BagError if that hangs."""
-        self._facts.wait(SETTLE_S)
+        if self._scribe.progress().bag is not None:
+            self._leaving = True
+            self.finished.wait(SETTLE_S + 1.0)  # for the executor's thread, which takes the answers
         self._scribe.describe(self._facts.texts())
         if not self._scribe.close(DRAIN_S) and self._scribe.failure is not None:
             raise self._scribe.failure  # nobody else could tell: a process whose thread hangs leaves from here
@@ -256,7 +259,8 @@ class Recorder(Node):  # type: ignore[misc]
             self._note(f"no time came on {CLOCK} yet. With --clock system its time is not waited for")
         if self._scribe.failure is not None:
             self.finished.set()
-        if 0.0 < self._options.seconds <= self._earlier_s + since_s and self._over_s is None:
+        is_over = self._leaving or 0.0 < self._options.seconds <= self._earlier_s + since_s
+        if is_over and self._over_s is None:
             self._over_s, self._recording = monotonic(), False  # the bag stays open for what the nodes still answer
         if self._over_s is not None and (self._facts.settled() or monotonic() - self._over_s > SETTLE_S):
             self.finished.set()

@@ -1,7 +1,7 @@
 """What a recording says about how it was made: versions, robot profile, policy, checkpoint, and the parameters of every node.
 
-Running nodes are asked for their parameters; of policy_node and command_node, where they do not answer, what is configured is said
-instead, and the text says so. All values are texts, those of more than one line YAML.
+Running nodes are asked for their parameters for as long as they do not answer. Nothing is guessed: what policy_node and command_node
+have not said is "unknown". All values are texts, those of more than one line YAML.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
@@ -28,17 +29,21 @@ from openvla_ros.policy.fingerprint import checkpoint_digest
 from openvla_ros.ros.profile import profile_path
 from openvla_ros.share import share_folder
 
-ANSWER_S = 3.0
-"""How long a node may take to answer before it is asked again."""
+ANSWER_S, LONGEST_S = 3.0, 30.0
+"""How long a node may take to answer before it is asked again: at first, and at most. Each time it may take twice as long."""
 
-TRIES = 3
+PATIENCE_S = 9.0
+"""So long after a node was found its answer is still expected soon, and worth a moment at the end of a recording."""
+
+OPEN_QUESTIONS = 3
+"""So many questions to a node are kept open: an answer to an earlier one counts too, however late it comes."""
 
 LONGEST_TEXT = 16 * 1024
 """A longer parameter (a robot description) is named by its length and hash: such a text is on a topic too."""
 
 
 class Facts:
-    """Collects while the graph changes. One thread calls it; the checkpoint is read on another."""
+    """Collects while the graph changes. One thread calls `look`, any thread the others; the checkpoint is read on one of its own."""
 
     def __init__(self, node: Node, robot: str = "", checkpoint: str = "") -> None:
         """robot, checkpoint: said instead of what command_node and policy_node say."""
@@ -71,12 +76,8 @@ class Facts:
 
     def settled(self) -> bool:
         """Whether nothing more is expected from the nodes that are there, nor from the checkpoint."""
-        return all(inquiry.ended for inquiry in self._inquiries.values()) and not (self._reading and self._reading.is_alive())
-
-    def wait(self, longest_s: float) -> None:
-        """Wait for the checkpoint, if it is being read."""
-        if self._reading is not None:
-            self._reading.join(longest_s)
+        expected = any(inquiry.expected for inquiry in list(self._inquiries.values()))
+        return not (expected or (self._reading and self._reading.is_alive()))
 
     def texts(self) -> dict[str, str]:
         """All that is known now."""
@@ -86,9 +87,9 @@ class Facts:
             "version": __version__,
             "ros": f"{os.environ.get('ROS_DISTRO', 'jazzy')}, {get_rmw_implementation_identifier()}",
             "clock": self.clock,
-            "robot": robot,
+            "robot": robot or "unknown: command_node did not answer",
             "robot_profile": profile,
-            "policy": policy["name"],
+            "policy": policy["name"] or "unknown: policy_node did not answer",
             "policy_profile": policy["profile"],
             "checkpoint": policy["checkpoint"],
             "checkpoint_digest": self._digests.get(policy["checkpoint"], ""),
@@ -101,21 +102,16 @@ class Facts:
         return inquiry.values if inquiry is not None and inquiry.values is not None else {}
 
     def _parameters(self) -> dict[str, str]:
-        found = {name: _yaml(inquiry.values) for name, inquiry in sorted(self._inquiries.items()) if inquiry.values is not None}
-        for name in ("policy_node", "command_node"):
-            if f"{self._space}/{name}" not in found:
-                path = share_folder() / "config" / f"{name}.yaml"
-                found[f"{self._space}/{name}"] = f"# {name} did not answer; this is config/{name}.yaml\n{_read(path)}"
-        return found
+        unknown = {f"{self._space}/{name}": f"unknown: {name} did not answer" for name in ("policy_node", "command_node")}
+        said = {name: _yaml(inquiry.values) for name, inquiry in sorted(list(self._inquiries.items())) if inquiry.values is not None}
+        return {**unknown, **said}
 
     def _robot_profile(self) -> tuple[str, str]:
-        said = str(self._values("command_node").get("robot", ""))
-        robot = self._robot or said or str(_configured("command_node").get("robot", ""))
+        robot = self._robot or str(self._values("command_node").get("robot", ""))
         if not robot:
             return "", ""
-        note = "" if self._robot or said else "# as configured: command_node did not answer\n"
         try:
-            return robot, note + _read(profile_path(robot))
+            return robot, _read(profile_path(robot))
         except ConfigurationError as error:
             return robot, f"# {error}\n"
 
@@ -142,50 +138,54 @@ class Facts:
 
 
 class Inquiry:
-    """All parameters of one node, asked for without waiting. An answer that is lost is asked for again."""
+    """All parameters of one node, asked for without waiting, and again while no answer comes. One that comes late counts too.
+
+    Clients stay until the node has gone: a node that answers a client that is no more waits for it up to 0.1 s, and its arm with it.
+    """
 
     def __init__(self, node: Node, name: str) -> None:
         self._node, self._name = node, name
         self.values: dict[str, Any] | None = None
-        self.ended = False
-        self._tries, self._since_s = 0, monotonic()
-        self._names: list[str] = []
-        self._future: Any = None
-        self._client: Any = node.create_client(ListParameters, f"{name}/list_parameters")
+        self._found_s = monotonic()
+        self._clients: list[Any] = []
+        self._open(ListParameters, "list_parameters", ListParameters.Request())
+
+    @property
+    def expected(self) -> bool:
+        """Whether an answer is likely to come soon."""
+        return self.values is None and monotonic() - self._found_s < PATIENCE_S
 
     def step(self) -> None:
         """Go on as far as answers have come."""
-        if self.ended:
+        if self.values is not None:
             return
-        if self._future is not None and self._future.done():
-            self._take(self._future.result())
-        elif self._future is None and self._client.service_is_ready():
-            ask = GetParameters.Request(names=self._names) if self._names else ListParameters.Request()
-            self._future, self._since_s = self._client.call_async(ask), monotonic()
-        elif monotonic() - self._since_s > ANSWER_S:
-            self._tries, self._future, self._since_s = self._tries + 1, None, monotonic()
-            if self._tries == TRIES:
-                self.drop()
+        answer = next((future.result() for future in self._futures if future.done()), None)
+        if answer is not None:
+            self._take(answer)
+        elif monotonic() >= self._again_s and self._clients[-1].service_is_ready():
+            if len(self._futures) == OPEN_QUESTIONS:
+                self._clients[-1].remove_pending_request(self._futures.popleft())
+            self._futures.append(self._clients[-1].call_async(self._question))
+            self._again_s, self._answer_s = monotonic() + self._answer_s, min(2.0 * self._answer_s, LONGEST_S)
 
     def drop(self) -> None:
-        """Stop asking."""
-        self.ended = True
-        if self._client is not None:
-            self._node.destroy_client(self._client)
-            self._client = None
+        """The node has gone."""
+        for client in self._clients:
+            self._node.destroy_client(client)
+
+    def _open(self, kind: Any, service: str, question: Any) -> None:
+        self._clients.append(self._node.create_client(kind, f"{self._name}/{service}"))
+        self._question = question
+        self._futures: deque[Any] = deque()
+        self._again_s: float = 0.0
+        self._answer_s: float = ANSWER_S
 
     def _take(self, answer: Any) -> None:
-        self._future, self._since_s = None, monotonic()
-        if not self._names:
-            self._names = sorted(answer.result.names)
-            self._node.destroy_client(self._client)
-            self._client = self._node.create_client(GetParameters, f"{self._name}/get_parameters")
-            if self._names:
-                return
-            self.values = {}
-        else:
-            self.values = {name: _plain(parameter_value_to_python(value)) for name, value in zip(self._names, answer.values, strict=False)}
-        self.drop()
+        if isinstance(answer, ListParameters.Response):
+            self._open(GetParameters, "get_parameters", GetParameters.Request(names=sorted(answer.result.names)))
+            return
+        values = map(parameter_value_to_python, answer.values)
+        self.values = {name: _plain(value) for name, value in zip(self._question.names, values, strict=False)}
 
 
 def _plain(value: Any) -> Any:
@@ -210,11 +210,6 @@ def _folder(checkpoint: str) -> Path | None:
         return Path(snapshot_download(checkpoint, local_files_only=True))
     except Exception as error:  # the hub's library has many kinds, and some for names that are none
         raise CheckpointError(f"checkpoint {checkpoint!r} is not on this computer") from error
-
-
-def _configured(name: str) -> Mapping[str, Any]:
-    content = yaml.safe_load(_read(share_folder() / "config" / f"{name}.yaml")) or {}
-    return next((entry.get("ros__parameters", {}) for entry in content.values()), {})
 
 
 def _read(path: Path) -> str:
