@@ -72,7 +72,9 @@ class McapFile:
         self._stream.sync()
 
     def finish(self) -> None:
-        """Write the index and close. After an OSError it may be called again, when there is more space."""
+        """Write the index and close, once. After an OSError it may be called again, when there is more space."""
+        if self.descriptor < 0:
+            return
         if not self._finished:
             self._writer.finish()  # into memory: this cannot fail half-way
             self._finished = True

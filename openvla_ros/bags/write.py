@@ -159,7 +159,10 @@ class BagWriter:
         """Write metadata.yaml as it would be if the recording ended now. Raises OSError."""
         text = yaml.dump({"rosbag2_bagfile_information": self._metadata()}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         beside = self.folder / ".metadata.yaml.new"
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # before it replaces the older one: a power failure must not leave an empty file
         beside.replace(self.folder / "metadata.yaml")
 
     def _is_full(self, file: McapFile, log_ns: int) -> bool:

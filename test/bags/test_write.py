@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -255,6 +256,22 @@ def test_a_full_disk_ends_the_recording_and_leaves_it_readable(small_disk: Path,
         assert "without an index" in str(scribe.failure)
 
 
+def test_a_disk_that_takes_no_second_file_leaves_the_first_with_its_index(tmp_path: Path, say: Say) -> None:
+    def create(path: Path) -> int:
+        if path.name != "day_0.mcap":
+            raise OSError(errno.ENOSPC, "no space")
+        return os.open(path, os.O_CREAT | os.O_WRONLY)
+
+    scribe = Scribe(WriteSettings(split_s=1.0), create=create)
+    scribe.begin(tmp_path / "day")
+    for k in range(3):
+        scribe.offer(say(words(), 600 * k, f"word {k}"))
+    scribe.close(30.0)
+    assert scribe.failure is not None and "the disk is full" in str(scribe.failure) and "without an index" not in str(scribe.failure)
+    assert [text for _, _, text in theirs(tmp_path / "day/day_0.mcap")] == ["word 0", "word 1"]
+    assert metadata(tmp_path / "day")["custom_data"][STATE] == "the disk is full"
+
+
 def test_a_full_disk_is_said_before_anything_is_recorded(small_disk: Path) -> None:
     (small_disk / "old").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
     scribe = Scribe(WriteSettings())
@@ -270,6 +287,7 @@ class Drain:
         self._read, self._write = os.pipe()
         self.open = threading.Event()
         self.blocked = threading.Event()
+        self.emptied = threading.Event()
         self.content = bytearray()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -282,6 +300,7 @@ class Drain:
             if len(self.content) > 100_000:  # the disk stands still in the middle of a message
                 self.blocked.set()
                 self.open.wait()
+        self.emptied.set()
 
 
 def test_a_slow_disk_drops_pictures_first_counts_them_and_blocks_nobody(tmp_path: Path, say: Say, messages: Any) -> None:
@@ -304,6 +323,7 @@ def test_a_slow_disk_drops_pictures_first_counts_them_and_blocks_nobody(tmp_path
     (bag,) = scribe.progress().bags
     assert scribe.failure is None and dict(bag.dropped) == dropped
     assert yaml.safe_load(metadata(tmp_path / "day")["custom_data"][DROPPED]) == dropped
+    assert drain.emptied.wait(30.0)  # what the scribe has written may still be in the pipe
     (tmp_path / "out.mcap").write_bytes(drain.content)
     read = theirs(tmp_path / "out.mcap")
     assert len(read) == bag.messages
