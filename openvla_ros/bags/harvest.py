@@ -308,6 +308,7 @@ def _finish(folder: Path, parts: Sequence[PartSummary], failed: Mapping[str, str
                               for part, content in zip(parts, contents, strict=True) for shard in content["shards"]])
     episodes = sum(part.episodes for part in parts)
     size = sum(shard[name]["bytes"] for content in contents for shard in content["shards"] for name in ("row_file", "frame_file"))
+    (folder / DATASET).unlink(missing_ok=True)  # a dataset that is replaced must not be taken for whole beside new statistics
     _write_json(folder / STATISTICS, {key: statistics(actions, episodes)})
     _write_json(folder / LEFT_OUT, {"failed": dict(failed), "recordings": [
         {"recording": part.recording, "notes": list(part.notes), "left_out": [asdict(entry) for entry in part.left_out]}

@@ -58,7 +58,7 @@ def strip(rows: Mapping[str, Sequence[Span]], start_s: float, end_s: float, labe
             x = left + inner * (span.start_s - start_s) / max(end_s - start_s, 1e-9)
             wide = max(1.6, inner * (span.end_s - span.start_s) / max(end_s - start_s, 1e-9))
             title = f"<title>{html.escape(span.words)}</title>"
-            parts.append(f'<rect class="span {span.kind}" x="{min(x, width - RIGHT - 1.6):.1f}" y="{top}" width="{wide:.1f}" '
+            parts.append(f'<rect class="span {html.escape(span.kind)}" x="{min(x, width - RIGHT - 1.6):.1f}" y="{top}" width="{wide:.1f}" '
                          f'height="{row_height - 6}" rx="1">{title}</rect>')
             if (room := int(wide / 6.2)) >= 4:
                 words = span.words if len(span.words) <= room else span.words[:room - 1] + "…"
