@@ -124,7 +124,8 @@ def test_the_card_says_what_was_counted(tmp_path: Path) -> None:
            {"step": 700, "wall_s": 660.0, "cpu_s": 1200.0, "closed_loop": loop}]
     card = write_card(FULL, 3, 2, network_shape(), 3_700_000, log, trials, 40_000, "A remark.")
     for text in ("15/20 = 75.0% (53.1% to 88.8%)", "seed 3", "| 700 | 11 | 8.5, 9.0, 9.5 | 2.0% | 31/40 | 31/40 | 31/40 |", "A remark.",
-                 "says nothing about how good the 7B model is", "11 min, 20 min of processor time", "the told one 14/20", *CONTROLS):
+                 "says nothing about how good the 7B model is",
+                 "It took 11 min; of processor time it took 20 min, so 10 min on 2 free cores.", "the told one 14/20", *CONTROLS):
         assert text in card
     assert "{" not in card and len(max(card.splitlines(), key=len)) < 400
     for picture in (plot_training(log), plot_closed_loop(log, trials)):

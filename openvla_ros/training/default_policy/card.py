@@ -90,7 +90,9 @@ def write_card(recipe: Recipe, seed: int, workers: int, shape: ModelShape, param
     main, tower, decoder, driving = trials["canonical instructions"], shape.towers[0], shape.decoder, recipe.expert_driving
     driven = sum(turn.frames for turn in recipe.rounds)
     last = log[-1]
-    spent = f"It took {last['wall_s'] / 60:.0f} min, {last['cpu_s'] / 60:.0f} min of processor time in all." if "cpu_s" in last else ""
+    minutes, processor = last["wall_s"] / 60.0, last["cpu_s"] / 60.0
+    spent = (f"It took {minutes:.0f} min; of processor time it took {processor:.0f} min, so {processor / workers:.0f} min on {workers} "
+             "free cores. The evaluation above comes on top.")
     return TEMPLATE.format(
         parameters=parameters / 1e6, side=tower.side, first_seed=TRIAL_SEEDS.start, results=result_table(trials),
         controls=control_table(trials), unknown=quoted(UNKNOWN_WORDS), nothing=quoted(NO_TASK), episodes=main["reach"]["episodes"],
