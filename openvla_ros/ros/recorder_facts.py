@@ -150,6 +150,13 @@ class Inquiry:
         self._clients: list[Any] = []
         self._open(ListParameters, "list_parameters", ListParameters.Request())
 
+    def _open(self, kind: Any, service: str, question: Any) -> None:
+        self._clients.append(self._node.create_client(kind, f"{self._name}/{service}"))
+        self._question = question
+        self._futures: deque[Any] = deque()
+        self._again_s: float = 0.0
+        self._answer_s: float = ANSWER_S
+
     @property
     def expected(self) -> bool:
         """Whether an answer is likely to come soon."""
@@ -172,13 +179,6 @@ class Inquiry:
         """The node has gone."""
         for client in self._clients:
             self._node.destroy_client(client)
-
-    def _open(self, kind: Any, service: str, question: Any) -> None:
-        self._clients.append(self._node.create_client(kind, f"{self._name}/{service}"))
-        self._question = question
-        self._futures: deque[Any] = deque()
-        self._again_s: float = 0.0
-        self._answer_s: float = ANSWER_S
 
     def _take(self, answer: Any) -> None:
         if isinstance(answer, ListParameters.Response):
