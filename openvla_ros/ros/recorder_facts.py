@@ -140,20 +140,20 @@ class Facts:
 class Inquiry:
     """All parameters of one node, asked for without waiting, and again while no answer comes. One that comes late counts too.
 
-    Clients stay until the node has gone: a node that answers a client that is no more waits for it up to 0.1 s, and its arm with it.
+    A client stays until its questions are answered: a node that answers a client that is no more waits for it up to 0.1 s, and so does
+    its arm.
     """
 
     def __init__(self, node: Node, name: str) -> None:
         self._node, self._name = node, name
         self.values: dict[str, Any] | None = None
         self._found_s = monotonic()
-        self._clients: list[Any] = []
-        self._open(ListParameters, "list_parameters", ListParameters.Request())
+        self._asked: dict[Any, deque[Any]] = {}  # client -> what was asked through it, the newest last
+        self._begin(ListParameters, "list_parameters", ListParameters.Request())
 
-    def _open(self, kind: Any, service: str, question: Any) -> None:
-        self._clients.append(self._node.create_client(kind, f"{self._name}/{service}"))
-        self._question = question
-        self._futures: deque[Any] = deque()
+    def _begin(self, kind: Any, service: str, question: Any) -> None:
+        self._client, self._question = self._node.create_client(kind, f"{self._name}/{service}"), question
+        self._asked[self._client] = deque()
         self._again_s: float = 0.0
         self._answer_s: float = ANSWER_S
 
@@ -164,28 +164,31 @@ class Inquiry:
 
     def step(self) -> None:
         """Go on as far as answers have come."""
-        if self.values is not None:
-            return
-        answer = next((future.result() for future in self._futures if future.done()), None)
-        if answer is not None:
-            self._take(answer)
-        elif monotonic() >= self._again_s and self._clients[-1].service_is_ready():
-            if len(self._futures) == OPEN_QUESTIONS:
-                self._clients[-1].remove_pending_request(self._futures.popleft())
-            self._futures.append(self._clients[-1].call_async(self._question))
-            self._again_s, self._answer_s = monotonic() + self._answer_s, min(2.0 * self._answer_s, LONGEST_S)
+        if self.values is None:
+            self._ask()
+        for client, futures in list(self._asked.items()):
+            if (self.values is not None or client is not self._client) and all(future.done() for future in futures):
+                self._node.destroy_client(client)
+                del self._asked[client]
 
     def drop(self) -> None:
         """The node has gone."""
-        for client in self._clients:
+        for client in self._asked:
             self._node.destroy_client(client)
 
-    def _take(self, answer: Any) -> None:
+    def _ask(self) -> None:
+        futures = self._asked[self._client]
+        answer = next((future.result() for future in futures if future.done()), None)
         if isinstance(answer, ListParameters.Response):
-            self._open(GetParameters, "get_parameters", GetParameters.Request(names=sorted(answer.result.names)))
-            return
-        values = map(parameter_value_to_python, answer.values)
-        self.values = {name: _plain(value) for name, value in zip(self._question.names, values, strict=False)}
+            self._begin(GetParameters, "get_parameters", GetParameters.Request(names=sorted(answer.result.names)))
+        elif answer is not None:
+            values = map(parameter_value_to_python, answer.values)
+            self.values = {name: _plain(value) for name, value in zip(self._question.names, values, strict=False)}
+        elif monotonic() >= self._again_s and self._client.service_is_ready():
+            if len(futures) == OPEN_QUESTIONS:
+                self._client.remove_pending_request(futures.popleft())
+            futures.append(self._client.call_async(self._question))
+            self._again_s, self._answer_s = monotonic() + self._answer_s, min(2.0 * self._answer_s, LONGEST_S)
 
 
 def _plain(value: Any) -> Any:
