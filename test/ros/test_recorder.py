@@ -56,7 +56,7 @@ def start(ros_environment: dict[str, str]) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(*command: str) -> subprocess.Popen[str]:
-        started.append(subprocess.Popen(("timeout", "-k", "5", "90", *command), env=ros_environment, text=True, stdin=subprocess.PIPE,
+        started.append(subprocess.Popen(("timeout", "-k", "5", "180", *command), env=ros_environment, text=True, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True))
         return started[-1]
 
@@ -206,7 +206,7 @@ def test_drivers_and_services_begin_and_end_recordings(start: Start, tmp_path: P
 
 def wait_for(found: Callable[[], Any]) -> None:
     """Until something is on the disk, in recordings that are being written."""
-    until_s = monotonic() + 30.0
+    until_s = monotonic() + 60.0  # a policy_node may have to load torch on a busy computer
     while monotonic() < until_s:
         with suppress(BagError, FileNotFoundError, KeyError):
             if found():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -46,7 +46,7 @@ def settled(seen: Callable[[], Any], wanted: Any) -> None:
     """Discovery takes its time, also within a process."""
     until_s = monotonic() + 30.0
     while seen() != wanted and monotonic() < until_s:
-        pass
+        sleep(0.01)
     assert seen() == wanted
 
 
