@@ -73,7 +73,7 @@ SMOKE = Recipe(
     name="smoke", demonstrations=800, part=400, picture_steps=60, picture_rate=1.5e-3, picture_frames=24,
     schedule=Schedule(peak=1.2e-3, steps=100, warmup_steps=20, decay_share=0.35, floor_share=0.1),
     polish=Schedule(peak=4e-4, steps=20, warmup_steps=2, decay_share=1.0, floor_share=0.1),
-    batch_frames=24, instructions=6, rounds=(Round(120, 80),), focus_step=140, focus_instructions=4, evaluate_every=180,
+    batch_frames=24, instructions=6, rounds=(Round(120, 80),), focus_step=140, focus_instructions=4, evaluate_every=60,
     evaluate_episodes=2, trial_episodes=2, save_every=20, worlds=4)
 
 RECIPES = {recipe.name: recipe for recipe in (FULL, SMOKE)}

@@ -152,9 +152,9 @@ class Run:
             self.learn(until=min(event for event in self.events() if event > step))
 
     def is_measured_at(self, step: int) -> bool:
-        """Whether the policy is tried out after this update."""
+        """Whether the policy is tried out after this update; after the last one come the trials."""
         past = step - self.recipe.picture_steps
-        return step == self.recipe.last_step or (past > 0 and past % self.recipe.evaluate_every == 0)
+        return past > 0 and step < self.recipe.last_step and past % self.recipe.evaluate_every == 0
 
     def events(self) -> list[int]:
         """Updates at which something else happens than learning."""

@@ -37,14 +37,14 @@ class Trial:
 
 TRIALS = (
     Trial("canonical instructions", 1.0, {}),
-    Trial("all phrases of training", 0.2, {"phrases": PHRASES}),
-    Trial("phrases it never saw", 0.2, {"phrases": HELD_OUT_PHRASES}),
-    Trial("told another colour", 0.2, {"instruction_control": "other-colour"}),
+    Trial("all phrases of training", 0.15, {"phrases": PHRASES}),
+    Trial("phrases it never saw", 0.15, {"phrases": HELD_OUT_PHRASES}),
+    Trial("told another colour", 0.15, {"instruction_control": "other-colour"}),
     Trial("grey picture", 0.1, {"image_control": "blank"}),
-    Trial("unknown words", 0.15, {"phrases": UNKNOWN_WORDS}),
+    Trial("unknown words", 0.1, {"phrases": UNKNOWN_WORDS}),
     Trial("no task at all", 0.1, {"phrases": NO_TASK}),
     Trial("random actions", 0.1, {}, "random"),
-    Trial("the scripted expert", 0.2, {}, "expert"),
+    Trial("the scripted expert", 0.15, {}, "expert"),
 )
 
 COUNTS = ("episodes", "successes", "wrong", "told_successes", "stuck", "faults")
