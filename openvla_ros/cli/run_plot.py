@@ -19,6 +19,9 @@ BANDS = {"POLICY": "#dff1e3", "HUMAN": "#dde8fb", "STOPPED": "#f9dcdc"}
 MEASURED = {"x": "#c23b22", "y": "#2f7d32", "z": "#1f4ea8"}
 INK, QUIET = "#22272e", "#8a929c"
 
+BEFORE_S = 1.0
+"""So much of the time before anybody drove is shown."""
+
 LEAST_NAMED = 0.05
 """Part of the width from which on a band has room for its driver's name."""
 
@@ -49,7 +52,8 @@ def write_plot(page: Page, title: str, path: Path) -> Path | None:
     draw_latencies(panels["latency"], page)
     draw_instructions(top, list(panels.values()), page)
     bottom.set_xlabel("ROS time since the start [s]", color=INK)
-    bottom.set_xlim(page.rows[0].time_s, page.rows[-1].time_s)
+    driven_s = next((row.time_s for row in page.rows if row.driver != "HOLD"), page.rows[0].time_s)
+    bottom.set_xlim(max(page.rows[0].time_s, driven_s - BEFORE_S), page.rows[-1].time_s)
     figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -65,10 +69,12 @@ def write_plot(page: Page, title: str, path: Path) -> Path | None:
 def draw_drivers(panel: Any, page: Page, named: bool) -> None:
     """A band for each stretch in which one driver had the arm. named: with the driver's name in it."""
     changes = [page.rows[0], *(after for before, after in pairwise(page.rows) if after.driver != before.driver), page.rows[-1]]
+    whole_s = page.rows[-1].time_s - page.rows[0].time_s
     for begin, end in pairwise(changes):
-        if begin.driver in BANDS:
-            panel.axvspan(begin.time_s, end.time_s, color=BANDS[begin.driver], linewidth=0, zorder=0)
-        if named and end.time_s - begin.time_s > LEAST_NAMED * (page.rows[-1].time_s - page.rows[0].time_s):
+        if begin.driver not in BANDS:
+            continue
+        panel.axvspan(begin.time_s, end.time_s, color=BANDS[begin.driver], linewidth=0, zorder=0)
+        if named and end.time_s - begin.time_s > LEAST_NAMED * whole_s:
             panel.annotate(begin.driver, (begin.time_s, 0.0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points",
                            fontsize=8, color=QUIET)
     for side in ("top", "right"):

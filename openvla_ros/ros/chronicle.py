@@ -124,7 +124,7 @@ class Chronicle:
             except ImageError:
                 return
             instruction = self._instructions[-1][1] if self._instructions else ""
-            picture = Picture(time_s, rgb.shape, zlib.compress(rgb.tobytes(), 1), instruction,
+            picture = Picture(max(0.0, time_s), rgb.shape, zlib.compress(rgb.tobytes(), 1), instruction,
                               self._rows[-1].driver if self._rows else "", verdict)
             if self._pictures and same_moment(self._pictures[-1], picture):
                 return  # nobody looks at an arm that waits
