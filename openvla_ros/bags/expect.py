@@ -139,9 +139,9 @@ class Examiner:
             wrong = tuple(name for name, size in zip(ACTION_NAMES, apart, strict=True) if not size <= EXACT)
             return self._name(expected, found, in_words(expected.action, found.action, wrong), wrong) if wrong else None
         margin = margin_at(expected, place)
-        if margin is None or margin > self.margin_bound or place >= min(len(expected.token_ids), len(found.token_ids)):
+        if margin is None or not margin <= self.margin_bound or place >= min(len(expected.token_ids), len(found.token_ids)):
             wrong = tuple(name for name, size in zip(ACTION_NAMES, apart, strict=True) if not size <= EXACT)
-            says = "" if margin is None else f", where the margin was {margin:.3g} (bound {self.margin_bound:.3g})"
+            says = "" if margin is None or math.isnan(margin) else f", where the margin was {margin:.3g} (bound {self.margin_bound:.3g})"
             return self._name(expected, found, f"token {place + 1} is {at(found.token_ids, place)}, expected "
                               f"{at(expected.token_ids, place)}{says}; {in_words(expected.action, found.action, wrong)}", wrong)
         self.flips.append(found.index)
@@ -245,7 +245,7 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def margin_at(frame: ReplayedFrame, place: int) -> float | None:
-    """The recorded margin of a token; None where there is none."""
+    """The recorded margin of a token; None where there is none, NaN where the file says null: it was no finite number."""
     return frame.evidence.margins[place] if frame.evidence is not None and place < len(frame.evidence.margins) else None
 
 

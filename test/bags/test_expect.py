@@ -111,6 +111,14 @@ def test_a_missing_token_is_no_flip() -> None:
     assert difference is not None and "token 4 is missing, expected 40" in difference.detail
 
 
+@pytest.mark.parametrize("margin", [math.nan, math.inf])
+def test_a_token_whose_margin_is_unknown_or_boundless_must_be_equal(margin: float) -> None:
+    ids, action = flipped(2)
+    difference, examiner = look(frame(margins=(0.1, 0.1, margin, 0.1, 0.1, 0.1, 0.1)), frame(ids=ids, action=action), margin=0.5)
+    assert difference is not None and difference.cause == "logits" and examiner.flips == []
+    assert "token 3 is 31, expected 30" in difference.detail and "nan" not in difference.detail
+
+
 def test_faults_must_be_the_same() -> None:
     broken = frame(ids=(), action=None, fault="the model ended its answer early")
     assert look(broken, broken)[0] is None
