@@ -27,6 +27,9 @@ from openvla_ros.bags.episode import EpisodeSettings, make_episode
 from openvla_ros.cli import app, run, surroundings
 
 DEADLINE_S = 60.0
+SIMULATED_DEADLINE_S = 240.0
+"""For some seconds of simulated time, which passes slowly on a loaded computer."""
+
 GONE_WITHIN_S = 20.0
 """A node leaves within seconds of SIGTERM; twenty leave room for a loaded computer."""
 
@@ -181,8 +184,8 @@ class System:
         self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
         self.process.stdin.close()
 
-    def ended(self) -> int:
-        self.process.wait(DEADLINE_S)
+    def ended(self, deadline_s: float = DEADLINE_S) -> int:
+        self.process.wait(deadline_s)
         return self.process.returncode
 
     def left_over(self) -> list[psutil.Process]:
@@ -337,7 +340,7 @@ def simulation(system: Callable[..., System], tmp_path: Path) -> Callable[..., S
 def test_lines_of_a_pipe_are_done_one_after_the_other(simulation: Callable[..., System]) -> None:
     live = simulation("--json")
     live.say("reset 5", "move to the green block", "x" * 300, "")
-    assert live.ended() == 0, live.said()
+    assert live.ended(SIMULATED_DEADLINE_S) == 0, live.said()
     summary = live.result()
     assert summary["tasks"] == [{"instruction": "move to the green block", "outcome": "not done", "steps": 30, "wrong": ""}]
     assert summary["steps_started"] >= 25 and summary["driver"] == "HOLD" and not summary["headline"]
