@@ -191,8 +191,8 @@ def plot_closed_loop(log: Sequence[Mapping[str, Any]], trials: Mapping[str, Mapp
         panel.plot([record["step"] for record in records], rates, "o-", color=colour, label=kind)
         row = trials["canonical instructions"][kind]
         low, high = row["interval_95"]
-        panel.errorbar([last * (1.03 + 0.015 * offset)], [row["rate"]], [[row["rate"] - low], [high - row["rate"]]], fmt="s", color=colour,
-                       capsize=3)
+        panel.errorbar([last * (1.03 + 0.015 * offset)], [row["rate"]], [[max(0.0, row["rate"] - low)], [max(0.0, high - row["rate"])]],
+                       fmt="s", color=colour, capsize=3)
     panel.set(xlabel="update (squares: the finished policy on fresh layouts, 95 % interval)", ylabel="success rate", ylim=(-0.03, 1.03),
               title="Closed loop, greedy, layouts that training never draws")
     panel.grid(alpha=0.3)
