@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -208,32 +208,63 @@ def diagnose(expected: ReplayedFrame, found: ReplayedFrame, then: Mapping[str, A
 
 
 def compare_commanded(expected: Expectation, frames: Sequence[ReplayedFrame], commanded: Mapping[int, Commanded],
-                      differing: Sequence[Difference]) -> list[Difference]:
-    """Frames whose action is as expected, and whose command is not. differing: those that differ before the arm."""
+                      differing: Sequence[Difference], flips: Collection[int], tolerance: Tolerance) -> list[Difference]:
+    """Frames whose action is as expected, and whose command is not. A command that is there on one side only is a difference.
+
+    differing: those that differ before the arm; they are passed over. flips: indices of frames whose ids flipped, which is allowed.
+    What is sent for those may be apart by `tolerance.action`, and other rules may act. So it is for the frame behind such a one, whose
+    step follows another velocity and gripper, and for those behind that until one is equal again. Whether a step is played, and who
+    drives, must be the same everywhere.
+    """
     known, before = {difference.index for difference in differing}, {frame.index: frame for frame in expected.frames}
-    found = []
+    found, follows = list[Difference](), False  # whether what was played before this frame was another
     for frame in frames:
-        old, new = expected.commanded.get(frame.index), commanded.get(frame.index)
-        if frame.index in known or old is None or new is None:
+        if frame.index in known:
+            follows = True
             continue
-        detail = ""
-        if (old.sent is None) != (new.sent is None):
-            detail = f"its step was {'not ' if new.sent is None else ''}played, expected {'' if new.sent is None else 'not '}so"
-        elif old.sent is not None and new.sent is not None and not np.abs(old.sent - new.sent).max() <= EXACT:
-            wrong = tuple(name for name, size in zip(ACTION_NAMES, np.abs(old.sent - new.sent), strict=True) if not size <= EXACT)
-            detail = f"sent to the arm: {in_words(old.sent, new.sent, wrong)}"
-        elif old.moved is not None and new.moved is not None and not np.abs(old.moved - new.moved).max() <= EXACT_PATH:
-            detail = (f"the step is the same, but the arm was told to move by {np.round(new.moved, 5).tolist()} m and rad, expected "
-                      f"{np.round(old.moved, 5).tolist()}")
-        elif old.rules != new.rules:
-            detail = "the same was sent"
-        elif old.driver != new.driver:
-            detail = f"the driver was {new.driver}, expected {old.driver}"
+        old, new = expected.commanded.get(frame.index), commanded.get(frame.index)
+        if old is None or new is None:
+            if old is not new:
+                detail = "It came to the pilot, and the expectation has no command for it." if old is None else \
+                    "It never came to the pilot."
+                found.append(Difference(frame.index, "safety", detail, before.get(frame.index), frame))
+            continue
+        loose, why = frame.index in flips or follows, "The action is as expected."
+        detail = _apart(old, new, None)
+        follows = loose and (bool(detail) or (follows and old.sent is None and new.sent is None))
+        if loose:
+            detail = _apart(old, new, tolerance.action)
+            why = "Its ids flipped, which is allowed; what the arm gets is further apart than that." if frame.index in flips else \
+                "The action is as expected; what was played before it was another."
         if detail:
-            rules = "" if old.rules == new.rules else f"; rules that acted: {', '.join(new.rules) or 'none'}, expected " \
-                                                      f"{', '.join(old.rules) or 'none'}"
-            found.append(Difference(frame.index, "safety", f"{detail}{rules}. The action is as expected.", before.get(frame.index), frame))
+            found.append(Difference(frame.index, "safety", f"{detail}. {why}", before.get(frame.index), frame))
     return found
+
+
+def _apart(old: Commanded, new: Commanded, allowed: Sequence[float] | None) -> str:
+    """What differs between two commands, in words; empty where nothing does.
+
+    allowed: how far each dimension may be apart, whatever rules acted; None: the same rules, and equal but for rounding.
+    """
+    step_bounds = np.full(len(ACTION_NAMES), EXACT) if allowed is None else np.array(allowed)
+    path_bounds = np.full(6, EXACT_PATH) if allowed is None else step_bounds[:6]
+    detail = ""
+    if (old.sent is None) != (new.sent is None):
+        detail = f"its step was {'not ' if new.sent is None else ''}played, expected {'' if new.sent is None else 'not '}so"
+    elif old.sent is not None and new.sent is not None and not (np.abs(old.sent - new.sent) <= step_bounds).all():
+        wrong = tuple(name for name, size, bound in zip(ACTION_NAMES, np.abs(old.sent - new.sent), step_bounds, strict=True)
+                      if not size <= bound)
+        detail = f"sent to the arm: {in_words(old.sent, new.sent, wrong)}"
+    elif old.moved is not None and new.moved is not None and not (np.abs(old.moved - new.moved) <= path_bounds).all():
+        detail = (f"the step is the same, but the arm was told to move by {np.round(new.moved, 5).tolist()} m and rad, expected "
+                  f"{np.round(old.moved, 5).tolist()}")
+    elif allowed is None and old.rules != new.rules:
+        detail = "the same was sent"
+    elif old.driver != new.driver:
+        detail = f"the driver was {new.driver}, expected {old.driver}"
+    if not detail or old.rules == new.rules:
+        return detail
+    return f"{detail}; rules that acted: {', '.join(new.rules) or 'none'}, expected {', '.join(old.rules) or 'none'}"
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:

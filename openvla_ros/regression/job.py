@@ -145,7 +145,7 @@ def judge(result: Result, expectation: Expectation, made_with: Mapping[str, Any]
     differences = [difference for frame in result.replay.frames if (difference := examiner.look(frame)) is not None]
     differences += examiner.finish()
     if result.commanded is not None:
-        differences += compare_commanded(expectation, result.replay.frames, result.commanded.frames, differences)
+        differences += compare_commanded(expectation, result.replay.frames, result.commanded.frames, differences, examiner.flips, tolerance)
     differences.sort(key=lambda difference: difference.index)
     return replace(result, status=DIFFERS if differences else GOOD, differences=tuple(differences), flips=tuple(examiner.flips),
                    changes=examiner.changes(), margin_bound=examiner.margin_bound)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,47 @@ def arm(sent: Any, rules: tuple[str, ...] = (), driver: str = "POLICY", moved: A
     (arm(ACTION, moved=[0.01] * 6), arm(ACTION, moved=[0.02] * 6), "the arm was told to move by [0.02,")])
 def test_what_the_arm_gets_is_compared_where_the_action_is_the_same(old: Commanded, new: Commanded, word: str) -> None:
     expected = Expectation((frame(),), {}, {0: old})
-    found = compare_commanded(expected, (frame(),), {0: new}, ())
+    found = commands_apart(expected, {0: new})
     assert [difference.cause for difference in found] == ["safety"] and word in found[0].detail
-    assert compare_commanded(expected, (frame(),), {0: old}, ()) == []
-    assert compare_commanded(expected, (frame(),), {0: new}, found) == [], "the cause lies before the arm"
+    assert commands_apart(expected, {0: old}) == []
+    assert commands_apart(expected, {0: new}, found) == [], "the cause lies before the arm"
+
+
+def commands_apart(expected: Expectation, commanded: Mapping[int, Commanded], differing: Sequence[Difference] = (),
+                   flips: tuple[int, ...] = ()) -> list[Difference]:
+    return compare_commanded(expected, expected.frames, commanded, differing, flips, Tolerance())
+
+
+def test_a_command_that_is_there_on_one_side_only_is_a_difference() -> None:
+    known, nothing = Expectation((frame(),), {}, {0: arm(ACTION)}), Expectation((frame(),), {})
+    for expected, commanded, word in ((known, {}, "never came to the pilot"), (nothing, {0: arm(ACTION)}, "has no command for it")):
+        found = commands_apart(expected, commanded)
+        assert [(one.index, one.cause) for one in found] == [(0, "safety")] and word in found[0].detail
+        assert commands_apart(expected, commanded, found) == []
+    assert commands_apart(nothing, {}) == []
+
+
+def test_the_command_of_a_flipped_frame_and_of_those_behind_it_may_be_apart_by_the_tolerance() -> None:
+    """Frame 1 flipped. 2 is still another for it, 3 is equal again, and nothing excuses 4."""
+    expected = Expectation(tuple(frame(index) for index in range(5)), {}, {index: arm(ACTION, moved=[0.01] * 6) for index in range(5)})
+    other = {1: arm(ACTION + 0.009, ("acceleration",), moved=[0.019] * 6), 2: arm(ACTION, moved=[0.012] * 6)}
+    assert commands_apart(expected, {**expected.commanded, **other}, flips=(1,)) == []
+    assert [one.index for one in commands_apart(expected, {**expected.commanded, **other})] == [1, 2], "no flip excuses them"
+    late = {4: arm(ACTION, moved=[0.012] * 6)}
+    found = commands_apart(expected, {**expected.commanded, **other, **late}, flips=(1,))
+    assert [one.index for one in found] == [4] and found[0].detail.endswith("The action is as expected.")
+
+
+@pytest.mark.parametrize(("command", "word"), [
+    (arm(ACTION + 0.02), "sent to the arm: dx +0.03000, expected +0.01000 m; dy"), (arm(None, ("workspace",)), "was not played"),
+    (arm(ACTION, driver="HOLD"), "the driver was HOLD"), (arm(ACTION, moved=[0.0, 0.0, 0.1, 0.0, 0.0, 0.0]), "told to move by")])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_flip_does_not_excuse_a_command_that_goes_too_far(command: Commanded, word: str, index: int) -> None:
+    expected = Expectation((frame(0), frame(1)), {}, {0: arm(ACTION, moved=[0.0] * 6), 1: arm(ACTION, moved=[0.0] * 6)})
+    flipped_one = arm(ACTION + 0.001, moved=[0.0] * 6)
+    found = commands_apart(expected, {0: flipped_one, 1: expected.commanded[1], index: command}, flips=(0,))
+    assert [one.index for one in found] == [index] and word in found[0].detail
+    assert ("flipped" in found[0].detail) is (index == 0) and ("before it was another" in found[0].detail) is (index == 1)
 
 
 # --- the file

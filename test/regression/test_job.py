@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import yaml
 
+from openvla_ros.bags.command import command
 from openvla_ros.bags.episode import EpisodeSettings, make_episode
 from openvla_ros.bags.expect import Tolerance, read_expectation
+from openvla_ros.bags.read import Recording
 from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.policy.catalogue import PolicySettings
-from openvla_ros.regression.job import DIFFERS, GOOD, Job, Result, as_json, as_words, preparing
+from openvla_ros.regression.job import DIFFERS, GOOD, Job, Result, as_json, as_words, judge, preparing
+from openvla_ros.regression.robots import read_robot
 from openvla_ros.regression.workers import LoadedPolicy
 from openvla_ros.share import share_folder
 
@@ -144,6 +147,23 @@ def test_other_limits(job: Make, run: Run, tiny: PolicySettings, expected: Path,
     found = run(job(policy=tiny, expect=expected, tolerance=EXACTLY, through="command", robot=str(tmp_path / "timid.yaml")))
     assert cause(found) == "safety" and "step_clamp_translation" in found.differences[0].detail
     assert "command.limits.max_step_m: 0.05 became 0.002" in found.changes
+
+
+def test_an_allowed_flip_is_allowed_on_the_arm_too(job: Make, run: Run, tiny: PolicySettings, expected: Path, episode: Path) -> None:
+    """As if frame 2 had answered another token on the day of the expectation, and the arm had played that."""
+    now, then = run(job(policy=tiny, through="command")), read_expectation(expected)
+    assert now.replay is not None and now.commanded is not None
+    other = list(then.frames)
+    margins = (0.001, *other[2].evidence.margins[1:])
+    assert other[2].action is not None
+    other[2] = replace(other[2], token_ids=(other[2].token_ids[0] - 1, *other[2].token_ids[1:]),
+                       action=np.add(other[2].action, [0.004, 0, 0, 0, 0, 0, 0]), evidence=replace(other[2].evidence, margins=margins))
+    logged = [replace(frame, log_ns=seen.log_ns) for frame, seen in zip(other, now.replay.frames, strict=True)]
+    with Recording(episode) as recording:
+        played = command(recording, logged, read_robot("wx250s_replay").profile).frames
+    assert not np.allclose(played[2].sent, now.commanded.frames[2].sent, atol=0.002)
+    found = judge(now, replace(then, frames=tuple(other), commanded=played), then.provenance, Tolerance())
+    assert found.status == GOOD and found.flips == (2,), as_words(found)
 
 
 def test_fewer_frames(job: Make, run: Run, tiny: PolicySettings, expected: Path, tmp_path: Path) -> None:
