@@ -185,7 +185,7 @@ def plot_closed_loop(log: Sequence[Mapping[str, Any]], trials: Mapping[str, Mapp
     figure = Figure(figsize=(9, 4.5), dpi=100, layout="constrained", facecolor="white")
     panel = figure.subplots()
     records = [record for record in log if "closed_loop" in record]
-    last = max([record["step"] for record in records], default=0)
+    last = max(record["step"] for record in log)
     for offset, (kind, colour) in enumerate(zip(KINDS, ("#1f4ea8", "#c23b22", "#2f7d32"), strict=True)):
         rates = [record["closed_loop"][kind]["successes"] / record["closed_loop"][kind]["episodes"] for record in records]
         panel.plot([record["step"] for record in records], rates, "o-", color=colour, label=kind)
