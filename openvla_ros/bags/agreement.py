@@ -17,6 +17,9 @@ from openvla_ros.bags.read import SECOND_NS
 from openvla_ros.bags.replay import ReplayedFrame
 from openvla_ros.contract import FloatArray
 
+LEAST_ANSWERED = 0.1
+"""Share of the frames that must be answered live. With fewer, the others were never looked at, and "agrees" would say too much."""
+
 
 @dataclass(frozen=True)
 class HeardChunk:
@@ -80,15 +83,23 @@ class Agreement:
 
     @property
     def good(self) -> bool:
-        """Something was compared, and all of it agrees."""
-        return self.compared > 0 and not (self.differences or self.unknown or self.twice)
+        """Enough was compared, and all of it agrees."""
+        return self._enough and not (self.differences or self.unknown or self.twice)
+
+    @property
+    def _enough(self) -> bool:
+        return self.compared > 0 and self.compared >= LEAST_ANSWERED * self.frames
 
     @property
     def words(self) -> str:
         """Why it is not good; empty when it is."""
         if not self.compared:
             return "no answer of the live nodes belongs to a frame of the recording. Look at their logs."
-        said = [f"{len(self.differences)} of {self.compared} live answers differ from the offline ones"] if self.differences else []
+        said = [] if self._enough else [f"only {self.compared} of {self.frames} frames were answered live, expected at least "
+                                        f"{LEAST_ANSWERED:.0%}: play more slowly with --rate"]
+        wrong = {difference.index for difference in self.differences}
+        said += [f"{len(wrong)} of {self.compared} live answers differ from the offline ones (the first: {self.differences[0].detail})"] \
+            if wrong else []
         said += [f"{len(self.unknown)} live answers have a stamp that no frame has (the first: {self.unknown[0]})"] if self.unknown else []
         said += [f"frames {', '.join(map(str, self.twice[:5]))} were answered more than once"] if self.twice else []
         return "; ".join(said)
@@ -119,6 +130,7 @@ def agree(offline: Expectation, heard: Sequence[HeardChunk], ticks: Sequence[Tic
         live = ReplayedFrame(frame.index, frame.stamp_ns, chunk.instruction, chunk.token_ids, chunk.action, None, chunk.fault, {})
         if (difference := examiner.look(live)) is not None:
             differences.append(difference)
+    differences += examiner.too_many_flips()
     stops: dict[str, int] = {}
     for chunk in heard:
         if not chunk.inferred:

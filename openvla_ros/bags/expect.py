@@ -120,6 +120,7 @@ class Examiner:
         self.margin_bound = tolerance.margin if tolerance.margin is not None else MARGIN_BOUNDS.get(mode.get("dtype", ""), 0.0)
         self._looked_at: set[int] = set()
         self.flips: list[int] = []  # indices of frames whose ids flipped below the bound
+        self._first_flip: ReplayedFrame | None = None
         self.compared = 0
 
     def look(self, found: ReplayedFrame) -> Difference | None:
@@ -145,6 +146,7 @@ class Examiner:
             return self._name(expected, found, f"token {place + 1} is {at(found.token_ids, place)}, expected "
                               f"{at(expected.token_ids, place)}{says}; {in_words(expected.action, found.action, wrong)}", wrong)
         self.flips.append(found.index)
+        self._first_flip = self._first_flip or found
         wrong = tuple(name for name, size, allowed in zip(ACTION_NAMES, apart, self._tolerance.action, strict=True) if not size <= allowed)
         return self._name(expected, found, f"token {place + 1} flipped at a margin of {margin:.3g}, which is allowed, but "
                           f"{in_words(expected.action, found.action, wrong)} is more than the tolerance", wrong) if wrong else None
@@ -153,12 +155,16 @@ class Examiner:
         """What can be said only at the end: frames that did not come, and too many flips."""
         missing = [Difference(index, "frames", "this frame was expected and did not come", frame, None)
                    for index, frame in self._expected.items() if index not in self._looked_at]
+        return [*missing, *self.too_many_flips()]
+
+    def too_many_flips(self) -> list[Difference]:
+        """One difference, at the first frame that flipped, when more of those that were compared did than may; else none."""
         allowed = self._tolerance.flips and max(1.0, self._tolerance.flips * self.compared)  # one in a short recording is not too many
-        if len(self.flips) > allowed:
-            index = self.flips[0]
-            missing.append(Difference(index, "logits", f"the ids of {len(self.flips)} of {self.compared} frames flipped below the margin "
-                                      f"bound, at most {allowed:g} may", self._expected[index], None))
-        return missing
+        if self._first_flip is None or len(self.flips) <= allowed:
+            return []
+        index = self._first_flip.index
+        return [Difference(index, "logits", f"the ids of {len(self.flips)} of {self.compared} frames flipped below the margin bound, at "
+                           f"most {allowed:g} may", self._expected[index], self._first_flip)]
 
     def changes(self) -> tuple[str, ...]:
         """What is not as it was when the expectation was made, in words; it need not have done any harm.

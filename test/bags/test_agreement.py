@@ -65,6 +65,23 @@ def test_what_does_not_agree_is_said() -> None:
     assert not nothing.good and "Look at their logs" in nothing.words and nothing.skipped == (0, 1, 2, 3, 4)
 
 
+def test_too_many_flips_do_not_agree() -> None:
+    def flip(index: int) -> HeardChunk:
+        return chunk(index, (9, *IDS[1:]), ACTION + 0.001)
+
+    assert found(flip(0), chunk(1), chunk(2)).good
+    many = found(flip(0), flip(1), chunk(2))
+    assert not many.good and many.flips == (0, 1) and "2 of 3 frames flipped" in many.words
+    assert agree(offline(), [flip(0), flip(1), chunk(2)], (), Tolerance(flips=0.7)).good
+
+
+def test_a_few_answers_say_nothing_of_a_long_recording() -> None:
+    few = agree(offline(30), [chunk(0), chunk(1)], (), Tolerance())
+    assert not few.good and not few.differences and "only 2 of 30 frames were answered live, expected at least 10%" in few.words
+    enough = agree(offline(30), [chunk(0), chunk(1), chunk(2)], (), Tolerance())
+    assert enough.good and enough.words == ""
+
+
 @pytest.mark.parametrize(("rate", "wanted", "drift_ppm"), [(1.0, 1.0, 0.0), (1.0001, 1.0, 100.0), (2.0, 2.0, 0.0), (1.0, 2.0, -500_000.0)])
 def test_the_clock_is_a_straight_line_through_its_ticks(rate: float, wanted: float, drift_ppm: float) -> None:
     late_ns = np.random.default_rng(3).exponential(1e6, 300).astype(int)  # callbacks come late, never early
