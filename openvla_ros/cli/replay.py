@@ -25,7 +25,7 @@ from openvla_ros.regression import against as versus
 from openvla_ros.regression.job import DIFFERS, FAILED, REPLAY_ROBOT, Job, Result, check, run_job
 from openvla_ros.regression.job import as_json as plain_result
 from openvla_ros.regression.junit import write_junit
-from openvla_ros.regression.suite import find_suite, read_entry
+from openvla_ros.regression.suite import read_suite
 from openvla_ros.regression.workers import LoadedPolicy, run_all, unnamed_twice
 
 SUMMARY = "summary.json"
@@ -89,11 +89,11 @@ def main(
              "resize": resize, "prompt_style": prompt_style, "threads": threads or "", "checkpoint": checkpoint}
     turns = {name: value for name, value in (("centre_crop", centre_crop), ("rotate_180", rotate_180)) if value is not None}
     overrides: dict[str, Any] = {**{name: value for name, value in given.items() if value != ""}, **turns}
-    bags = bags or []
+    bags, unread = bags or [], []
     check_choice(bags, suite, expect, write_expected, update, against)
     if suite is not None:
         folder = output or Path("replay-output")
-        jobs = [read_entry(path, folder, overrides) for path in find_suite(suite)]
+        jobs, unread = read_suite(suite, folder, overrides)
         if update:
             jobs = [dataclasses.replace(job, write_expected=job.expect, expect=None) for job in jobs]
         elif output is not None:
@@ -132,6 +132,8 @@ def main(
             show_files(files)
         return int(result.status == DIFFERS)
     results = run_many(jobs, workers, console)
+    files = write_pages(jobs, results, folder, rerun) if jobs and (rerun is not None or any(job.report for job in jobs)) else {}
+    results += unread
     summary: dict[str, Any] = {
         "good": sum(result.status not in (DIFFERS, FAILED) for result in results),
         "differs": sum(result.status == DIFFERS for result in results),
@@ -139,7 +141,6 @@ def main(
     write_summary(summary, folder)
     if junit is not None:
         write_junit(results, junit)
-    files = write_pages(jobs, results, folder, rerun) if rerun is not None or any(job.report for job in jobs) else {}
     if as_json:
         print(json.dumps({**summary, "summary": str(folder / SUMMARY), **files}))
     else:
@@ -204,8 +205,6 @@ def run_many(jobs: Sequence[Job], workers: int, console: Console) -> list[Result
 def run_against(jobs: Sequence[Job], other: PolicySettings, workers: int, folder: Path, console: Console, quiet: bool,
                 rerun: Path | None = None) -> int:
     """Each recording through two policies. Exit code 2 when one could not be compared."""
-    for job in jobs:
-        check(job)
     results = run_many(versus.in_pairs(jobs, other), workers, console)
     matches, whole = versus.match(jobs, results, other), versus.together(jobs, results, other)
     plain = {"together": None if whole is None else versus.as_json(whole),

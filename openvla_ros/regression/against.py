@@ -67,7 +67,7 @@ def match(jobs: Sequence[Job], results: Sequence[Result], other_policy: PolicySe
     for job, base, other in zip(jobs, results[:len(jobs)], results[len(jobs):], strict=True):
         failed = [result for result in (base, other) if result.status == FAILED]
         if failed or base.replay is None or other.replay is None:
-            matches.append(Match(job, None, " ".join(result.error for result in failed)))
+            matches.append(Match(job, None, " ".join(dict.fromkeys(result.error for result in failed))))
             continue
         comparison = compare(base.replay.policy, base.replay.frames, title(job.policy, other_policy, other.replay.policy),
                              other.replay.frames)

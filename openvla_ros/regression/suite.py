@@ -12,7 +12,7 @@ import yaml
 from openvla_ros.bags.expect import Tolerance
 from openvla_ros.errors import ConfigurationError
 from openvla_ros.policy.catalogue import PolicySettings, read_profile
-from openvla_ros.regression.job import Job
+from openvla_ros.regression.job import FAILED, Job, Result
 
 ENDING = ".replay.yaml"
 """How the names of these files end. Other YAML files, such as a recording's own metadata.yaml, are left alone."""
@@ -56,6 +56,20 @@ def find_suite(folder: Path) -> list[Path]:
     if not found:
         raise ConfigurationError(f"{folder} holds no file that ends in {ENDING}, so it is no suite.")
     return found
+
+
+def read_suite(folder: Path, output: Path, overrides: Mapping[str, Any] | None = None) -> tuple[list[Job], list[Result]]:
+    """The jobs of a suite, and a failed result for each file that cannot be read. The arguments are those of `read_entry`.
+
+    Raises ConfigurationError when there is no such file at all.
+    """
+    jobs, unread = list[Job](), list[Result]()
+    for path in find_suite(folder):
+        try:
+            jobs.append(read_entry(path, output, overrides))
+        except ConfigurationError as error:
+            unread.append(Result(path.name.removesuffix(ENDING), FAILED, error=str(error)))
+    return jobs, unread
 
 
 def read_entry(path: Path, output: Path, overrides: Mapping[str, Any] | None = None) -> Job:

@@ -62,6 +62,15 @@ def test_two_modes_over_two_recordings(episode: Path, tiny: PolicySettings, tmp_
 
 
 def test_a_recording_that_cannot_be_compared_is_listed(episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.mcap"
+    broken.write_bytes(b"nothing")
+    command = ["replay", str(broken), str(episode), "--checkpoint", "scripted", "--output", str(tmp_path / "out"), "--json"]
+    assert answer([*command, "--against", "step_s=0.5"]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["bags"][0]["error"].count("broken.mcap") == 1 and said["bags"][1]["frames"] == said["together"]["frames"] == 6
+
+
+def test_a_policy_that_cannot_be_loaded_is_named(episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["replay", str(episode), "--checkpoint", "scripted", "--against", "nowhere at all", "--output", str(tmp_path / "out")]
     assert answer([*command, "--json"]) == 2
     said = json.loads(capsys.readouterr().out)

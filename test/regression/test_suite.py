@@ -70,6 +70,13 @@ def test_a_folder_without_files_is_no_suite(tmp_path: Path) -> None:
             find_suite(folder)
 
 
+def test_a_suite_of_nothing_but_damaged_files_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry(tmp_path / "suite", "odd", bag="x")
+    assert answer(["replay", "--suite", str(tmp_path / "suite"), "--output", str(tmp_path / "out"), "--json"]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["failed"] == 1 and "lacks expected" in said["bags"][0]["error"]
+
+
 @pytest.fixture
 def suite(tmp_path: Path, episode: Path, tiny: PolicySettings, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two entries of one recording, with expectations that hold, made by the command itself. Its output is in the test's folder."""
@@ -112,6 +119,13 @@ def test_a_suite_as_a_command(suite: Path, tmp_path: Path, capsys: pytest.Captur
     said = json.loads(capsys.readouterr().out)
     assert (said["good"], said["differs"], said["failed"]) == (1, 1, 1) and "there is no recording" in said["bags"][1]["error"]
     assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("errors") == "1"
+
+    (suite / "damaged.replay.yaml").write_text("bag: [")
+    assert answer(command) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert (said["good"], said["differs"], said["failed"]) == (1, 1, 2), "a damaged file takes only itself with it"
+    assert said["bags"][-1]["name"] == "damaged" and "damaged.replay.yaml cannot be read" in said["bags"][-1]["error"]
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("errors") == "2"
 
 
 def test_a_suite_as_pytest_items(suite: Path, tmp_path: Path, clean_environment: dict[str, str]) -> None:
