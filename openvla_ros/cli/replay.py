@@ -16,6 +16,7 @@ from openvla_ros.bags.command import LATENCY_S
 from openvla_ros.bags.expect import Tolerance
 from openvla_ros.bags.frames import select
 from openvla_ros.bags.read import Recording
+from openvla_ros.bags.report import write_whole
 from openvla_ros.cli.replay_live import finish, replay_live
 from openvla_ros.cli.replay_pages import refuse_without_viewer, show_files, write_pages
 from openvla_ros.cli.replay_tables import show, show_all, show_comparison
@@ -131,9 +132,8 @@ def main(
             show(result)
             show_files(files)
         return int(result.status == DIFFERS)
-    results = run_many(jobs, workers, console)
-    files = write_pages(jobs, results, folder, rerun) if jobs and (rerun is not None or any(job.report for job in jobs)) else {}
-    results += unread
+    judged = run_many(jobs, workers, console)
+    results = [*judged, *unread]
     summary: dict[str, Any] = {
         "good": sum(result.status not in (DIFFERS, FAILED) for result in results),
         "differs": sum(result.status == DIFFERS for result in results),
@@ -141,6 +141,7 @@ def main(
     write_summary(summary, folder)
     if junit is not None:
         write_junit(results, junit)
+    files = write_pages(jobs, judged, folder, rerun) if jobs and (rerun is not None or any(job.report for job in jobs)) else {}
     if as_json:
         print(json.dumps({**summary, "summary": str(folder / SUMMARY), **files}))
     else:
@@ -226,6 +227,7 @@ def write_summary(plain: dict[str, Any], folder: Path) -> None:
     """One file for all recordings. Raises BagError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SUMMARY).write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+        write_whole(folder / SUMMARY, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise BagError(f"the summary cannot be written to {folder}: {error}. Choose another --output.") from error

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from openvla_ros.bags.page import write_page
 from openvla_ros.bags.viewer import write_rerun
-from openvla_ros.errors import DependencyMissing
+from openvla_ros.errors import DependencyMissing, OpenvlaRosError
 from openvla_ros.regression.job import Job, Result
 from openvla_ros.regression.pages import page_of
 
@@ -24,15 +24,23 @@ def refuse_without_viewer(rerun: Path | None) -> None:
 
 def write_pages(jobs: Sequence[Job], results: Sequence[Result], folder: Path, rerun: Path | None = None, others: Sequence[Result] = (),
                 against: str = "") -> dict[str, str]:
-    """Write `replay.html` into the folder, and the viewer's file where one is named; returns what was written. Raises BagError."""
-    run = page_of(jobs, results, others, against)
-    files = {"page": str(write_page(run, folder))}
-    if rerun is not None:
-        files["rerun"] = str(write_rerun(run, rerun))
+    """Write `replay.html` into the folder, and the viewer's file where one is named; returns what was written.
+
+    One that cannot be written (the disk is full, a recording was moved meanwhile) is no reason to lose hours of results: under
+    `not_written` is why.
+    """
+    files = dict[str, str]()
+    try:
+        run = page_of(jobs, results, others, against)
+        files["page"] = str(write_page(run, folder))
+        if rerun is not None:
+            files["rerun"] = str(write_rerun(run, rerun))
+    except (OpenvlaRosError, OSError) as error:
+        files["not_written"] = str(error)
     return files
 
 
 def show_files(files: Mapping[str, str]) -> None:
-    """Where they are."""
+    """Where they are, or why they are not there."""
     for name, file in files.items():
-        Console().print(f"{name}: {file}", soft_wrap=True, markup=False)
+        Console().print(f"{name.replace('_', ' ')}: {file}", soft_wrap=True, markup=False, style="yellow" if name == "not_written" else "")

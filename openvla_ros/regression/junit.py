@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from openvla_ros.bags.report import write_whole
 from openvla_ros.errors import BagError
 from openvla_ros.regression.job import DIFFERS, FAILED, Result, as_words
 
@@ -26,7 +27,7 @@ def write_junit(results: Sequence[Result], path: Path, suite: str = "openvla-ros
             ElementTree.SubElement(case, kind, message=words.splitlines()[0]).text = words
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+        write_whole(path, lambda unfinished: ElementTree.ElementTree(root).write(unfinished, encoding="utf-8", xml_declaration=True))
     except OSError as error:
         raise BagError(f"{path} cannot be written: {error}. Name another file with --junit.") from error
 

@@ -90,12 +90,12 @@ def _sent_then(job: Job, replay: Replay) -> Mapping[int, Step]:
 
 def _recorded_camera(job: Job) -> Camera | None:
     """Of the robot profile that `openvla-ros record` put into the recording."""
-    with Recording(job.bag) as recording:
-        text = recording.facts().get("openvla_ros.robot_profile", "")
     try:
+        with Recording(job.bag) as recording:
+            text = recording.facts().get("openvla_ros.robot_profile", "")
         return from_mapping(yaml.safe_load(text), str(job.bag)).camera if text else None
-    except (yaml.YAMLError, ConfigurationError):
-        return None  # of another release; the job's robot may have one
+    except (BagError, yaml.YAMLError, ConfigurationError):
+        return None  # moved meanwhile, or of another release; the job's robot may have one
 
 
 def _facts(jobs: Sequence[Job]) -> Mapping[str, str]:

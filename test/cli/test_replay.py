@@ -43,6 +43,22 @@ def test_one_page_for_several_recordings_and_for_two_policies(episode: Path, tmp
     assert "Where scripted and scripted, step_s=0.5 are furthest apart" in text
 
 
+def test_a_page_that_cannot_be_written_does_not_lose_the_result(episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = tmp_path / "expected.json"
+    (tmp_path / "out" / "replay.html").mkdir(parents=True)  # in the way of the page
+    command = ["replay", str(episode), "--checkpoint", "scripted", "--output", str(tmp_path / "out"), "--json"]
+    assert answer([*command, "--write-expected", str(expected)]) == 0
+    assert "page" not in json.loads(capsys.readouterr().out)
+    content = json.loads(expected.read_text())
+    content["frames"][1]["action"][0] += 0.01
+    expected.write_text(json.dumps(content))
+    assert answer([*command, "--expect", str(expected)]) == 1, "the exit code is that of the comparison"
+    said = json.loads(capsys.readouterr().out)
+    assert said["status"] == "differs" and "cannot be written" in said["not_written"]
+    assert answer([*command[:-1], "--expect", str(expected)]) == 1
+    assert "not written: " in capsys.readouterr().out
+
+
 @pytest.mark.skipif(find_spec("rerun") is not None, reason="rerun-sdk is installed")
 def test_a_viewer_that_is_not_installed_is_named_before_anything_runs(episode: Path, tmp_path: Path,
                                                                       capsys: pytest.CaptureFixture[str]) -> None:
