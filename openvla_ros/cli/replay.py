@@ -90,7 +90,7 @@ def main(
              "resize": resize, "prompt_style": prompt_style, "threads": threads or "", "checkpoint": checkpoint}
     turns = {name: value for name, value in (("centre_crop", centre_crop), ("rotate_180", rotate_180)) if value is not None}
     overrides: dict[str, Any] = {**{name: value for name, value in given.items() if value != ""}, **turns}
-    bags, unread = bags or [], []
+    bags, unread = bags or [], list[Result]()
     check_choice(bags, suite, expect, write_expected, update, against)
     if suite is not None:
         folder = output or Path("replay-output")
