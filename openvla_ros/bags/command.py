@@ -8,7 +8,7 @@ A recorded arm does not follow today's policy, so joint states count as in a dry
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import merge
 from typing import Any, NamedTuple
@@ -86,7 +86,7 @@ class _Run:
                  step_s: float) -> None:
         self._recording, self._frames, self._pilot, self._profile = recording, frames, pilot, profile
         self._latency_ns, self._step_s = round(latency_s * SECOND_NS), step_s
-        topics = heard(recording)
+        topics = heard(recording, () if profile.arm is not None else ("/joint_states",))
         if profile.arm is not None and "/joint_states" not in topics:
             raise BagError(f"recording {recording.path} has no joint_states, which robot {profile.name!r} is measured by. Choose a profile "
                            "without an arm, such as wx250s_replay, or record joint_states too.")
@@ -94,7 +94,7 @@ class _Run:
         self._first_ns = min(frames[0].stamp_ns, frames[0].log_ns)
         self._state: RobotState | None = None
         self._received: list[ReceivedChunk] = []
-        self._asked = Driver.HOLD  # what the recording, or nobody, asked for last
+        self._recorded_driver = ""
         self._found: dict[int, Commanded] = {}
         self._changes: list[Change] = []
 
@@ -167,6 +167,9 @@ class _Run:
         self._pilot.teleop("gripper", TeleopRequest(gripper=float(message.data), deadman=True), now)
 
     def _on_driver(self, message: Any, now: Now) -> None:
+        if str(message.data) == self._recorded_driver:
+            return  # a file of a split recording begins with what was said before: nobody asked for it anew
+        self._recorded_driver = str(message.data)
         wanted = Driver.__members__.get(str(message.data))
         if wanted is None or wanted is self._pilot.driver:
             return
@@ -200,13 +203,19 @@ class _Run:
         self._changes.append(Change(round(at_s, 6), self._pilot.driver.name, reason))
 
 
-def heard(recording: Recording) -> dict[str, Topic]:
-    """The recorded topics that the pilot listens to, by the ending of their names; the first of several."""
+def heard(recording: Recording, unused: Collection[str] = ()) -> dict[str, Topic]:
+    """The recorded topics that the pilot listens to, by the ending of their names, but for the endings that it has no use for.
+
+    Raises BagError where there are several of one ending: which arm would be meant?
+    """
     found: dict[str, Topic] = {}
     for topic in recording.topics:
         for ending, kind in ENDINGS.items():
-            if topic.name.endswith(ending) and topic.type == kind and topic.count:
-                found.setdefault(ending, topic)
+            if topic.name.endswith(ending) and topic.type == kind and topic.count and ending not in unused:
+                if ending in found:
+                    raise BagError(f"recording {recording.path} holds several robots: {found[ending].name} and {topic.name}. Record one "
+                                   "robot at a time, or replay without --through command.")
+                found[ending] = topic
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,26 @@ def test_the_recorded_driver_and_hand_are_obeyed(write_bag: MakeBag, messages: A
     assert found.frames[9].sent is None and found.frames[14].sent is not None
 
 
+def test_a_driver_that_is_only_said_again_changes_nothing(write_bag: MakeBag, messages: Any, profile: RobotProfile) -> None:
+    """As in each file of a split recording. Today's pilot fell into HOLD in a pause, and the human of that day resumed nothing."""
+    said = [messages.text(0, "go"), messages.text(1, "HOLD", "/driver"), messages.image(100), messages.text(50, "POLICY", "/driver")]
+    frames = [frame if frame.index < 4 else replace(frame, stamp_ns=frame.stamp_ns + 5000 * MS, log_ns=frame.log_ns + 5000 * MS)
+              for frame in answers(messages, 8)]
+    again = [*said, messages.text(5000, "POLICY", "/driver")]
+    found = run(write_bag(again), frames, profile)
+    assert [change.driver for change in found.changes] == ["POLICY", "HOLD"] and found.frames[7].sent is None
+    found = run(write_bag([*again, messages.text(4990, "HOLD", "/driver")], "anew"), frames, profile)
+    assert [change.driver for change in found.changes] == ["POLICY", "HOLD", "POLICY"] and found.frames[7].sent is not None
+
+
+def test_a_recording_of_two_robots_is_refused(write_bag: MakeBag, messages: Any, profile: RobotProfile) -> None:
+    bag = write_bag([messages.text(0, "go"), messages.image(100), messages.text(1, "HOLD", "/left/driver"),
+                     messages.text(1, "POLICY", "/right/driver")])
+    with pytest.raises(BagError, match="several robots: /left/driver and /right/driver"):
+        run(bag, answers(messages, 2), profile)
+
+
+@pytest.mark.shared
 def test_twice_is_the_same(write_bag: MakeBag, shared: Path, profile: RobotProfile) -> None:
     with Recording(shared / "data/bags/bridge_octo_debug_64px") as recording:
         frames = replay(recording, select(recording), ScriptedPolicy(), limit=40).frames
