@@ -81,7 +81,8 @@ def play(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     else:
         command = [ours, "play", value("bag")]
     command += ["--rate", value("rate"), *(["--loop"] if value("loop") == "true" else [])]
-    judge = ExecuteProcess(cmd=[ours, "replay", value("bag"), "--attach", "--expect", value("expect"), "--rate", value("rate")],
+    judge = ExecuteProcess(cmd=[ours, "replay", value("bag"), "--attach", "--expect", value("expect"), "--rate", value("rate"),
+                                "--image-topic", value("image_topic"), "--instruction-topic", value("instruction_topic")],
                            name="judge", output="screen", **ends)
     player = ExecuteProcess(cmd=command, name="player", output="screen", **({} if value("expect") else ends))
     return [RegisterEventHandler(OnStateTransition(goal_state="active", entities=[player, *([judge] if value("expect") else [])]))]

@@ -77,6 +77,14 @@ def test_every_file_that_is_named_exists(checkout: Path, name: str) -> None:
     assert named and all(path.is_file() for path in named), named
 
 
+def test_the_judge_of_a_replay_is_told_which_topics_are_played(checkout: Path) -> None:
+    """A recording of several cameras would be refused otherwise."""
+    judge = next(call for call in calls(source(checkout, "replay"), "ExecuteProcess")
+                 if any(keyword.arg == "name" and ast.literal_eval(keyword.value) == "judge" for keyword in call.keywords))
+    for option, argument in (("--image-topic", "image_topic"), ("--instruction-topic", "instruction_topic")):
+        assert f"'{option}', value('{argument}')" in ast.unparse(judge)
+
+
 @pytest.mark.parametrize(("name", "robot"), [("robot", "wx250s"), ("replay", "wx250s_replay"), ("simulation", "wx250s_sim")])
 def test_the_default_robot_has_a_profile(checkout: Path, name: str, robot: str) -> None:
     call = declared(source(checkout, name))["robot"]
