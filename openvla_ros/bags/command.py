@@ -25,7 +25,7 @@ from openvla_ros.bags.frames import STRING, TWIST
 from openvla_ros.bags.read import SECOND_NS, Recording, Topic
 from openvla_ros.bags.replay import ReplayedFrame
 from openvla_ros.contract import STEP_S, Action, ActionChunk, ChunkIdentity, FloatArray, ReceivedChunk, RobotState
-from openvla_ros.errors import BagError, HandoffRefused
+from openvla_ros.errors import BagError, ConfigurationError, HandoffRefused
 from openvla_ros.robot import RobotProfile
 
 LATENCY_S = 0.15
@@ -70,10 +70,14 @@ def command(recording: Recording, frames: Sequence[ReplayedFrame], profile: Robo
     """Run the pilot over a recording and the policy's answers to it.
 
     kinematics: of the profile's arm, where it has one. Raises BagError when the recording lacks the arm's joint states, or when
-    its pictures have another clock than its log; ConfigurationError for settings that do not fit the profile.
+    its pictures have another clock than its log; ConfigurationError for settings that do not fit the profile, and for answers of
+    several steps: of those only the first is kept, and command_node would play the others too.
     """
     if not frames:
         return CommandRun({}, (), {})
+    if (longest := max(frame.steps for frame in frames)) > 1:
+        raise ConfigurationError(f"the policy answers a picture with up to {longest} steps, and only the first is kept here, so this is "
+                                 "not what command_node would play. Replay without --through command, or with --live.")
     _check_clock(recording, frames)
     settings = replace(settings or Settings(), dry_run=profile.arm is not None)
     return _Run(recording, frames, Pilot(profile, settings, kinematics), profile, latency_s, step_s).run()

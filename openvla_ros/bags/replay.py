@@ -43,6 +43,7 @@ class ReplayedFrame:
     marks: Marks | None = None  # of the frame, where asked for
     evidence: Evidence | None = None  # where the policy gives it
     log_ns: int = 0  # when it was recorded
+    steps: int = 1  # how many the chunk has; `action` is the first
 
 
 @runtime_checkable
@@ -176,7 +177,7 @@ def _answered(frame: Frame, chunk: ActionChunk, evidence: Evidence | None, share
     action = chunk.steps[0].to_vector() if chunk.steps else None
     fault = chunk.fault or ("" if chunk.steps else "the policy answered without a step")
     return ReplayedFrame(frame.index, frame.stamp_ns, frame.instruction, tuple(chunk.token_ids), action, frame.recorded, fault,
-                         {**chunk.stage_ms, "total": share_ms}, frame.marks, evidence, frame.log_ns)
+                         {**chunk.stage_ms, "total": share_ms}, frame.marks, evidence, frame.log_ns, len(chunk.steps))
 
 
 def dimension_errors(seen: Sequence[ReplayedFrame]) -> tuple[DimensionError, ...]:

@@ -15,7 +15,7 @@ from openvla_ros.bags.command import CommandRun, command
 from openvla_ros.bags.frames import select
 from openvla_ros.bags.read import Recording
 from openvla_ros.bags.replay import ReplayedFrame, replay
-from openvla_ros.errors import BagError
+from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.policy.scripted import ScriptedPolicy
 from openvla_ros.robot import RobotProfile, from_mapping
 from openvla_ros.share import share_folder
@@ -129,6 +129,12 @@ def test_a_driver_that_is_only_said_again_changes_nothing(write_bag: MakeBag, me
     assert [change.driver for change in found.changes] == ["POLICY", "HOLD"] and found.frames[7].sent is None
     found = run(write_bag([*again, messages.text(4990, "HOLD", "/driver")], "anew"), frames, profile)
     assert [change.driver for change in found.changes] == ["POLICY", "HOLD", "POLICY"] and found.frames[7].sent is not None
+
+
+def test_answers_of_several_steps_are_refused(plain: Path, messages: Any, profile: RobotProfile) -> None:
+    frames = answers(messages, 2)
+    with pytest.raises(ConfigurationError, match="up to 8 steps, and only the first is kept"):
+        run(plain, [frames[0], replace(frames[1], steps=8)], profile)
 
 
 def test_a_recording_of_two_robots_is_refused(write_bag: MakeBag, messages: Any, profile: RobotProfile) -> None:

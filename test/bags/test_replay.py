@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_every_frame_is_answered_in_order_and_faults_stay_in_their_frame(write_b
     assert all((frame.action is None) == bool(frame.fault) for frame in found.frames)
     assert [frame.recorded[0] for frame in found.frames] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert policy.seen[0].stamp_ns == messages.t0_ns + 10_000_000 and policy.seen[0].instruction == "go"
+
+
+def test_the_first_step_of_a_chunk_is_kept_and_the_others_are_counted(write_bag: MakeBag, messages: Any) -> None:
+    class Planner(Recorder):
+        def act(self, observation: Observation) -> ActionChunk:
+            chunk = super().act(observation)
+            return replace(chunk, steps=(*chunk.steps, Action.from_vector([1.0] * 7)))
+
+    found = run(write_bag(small(messages)), Planner({}), limit=2)
+    assert [frame.steps for frame in found.frames] == [2, 2] and found.frames[0].action is not None
+    np.testing.assert_array_equal(found.frames[0].action, np.zeros(7))
 
 
 def test_two_replays_are_equal_and_a_different_one_is_not(write_bag: MakeBag, messages: Any) -> None:
