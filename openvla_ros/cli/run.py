@@ -130,8 +130,6 @@ def main(
         policy_values["image_transport"] = "compressed" if camera.compressed else "raw"
     if bag or simulated:
         policy_values["use_sim_time"] = command_values["use_sim_time"] = True
-    if simulated:
-        policy_values["frozen_after"] = 0  # a drawn picture has no noise: while the arm rests, all of them are equal
     instruction_topic = "run_instruction" if bag and instruction else "instruction"
     remaps = {"instruction": instruction_topic if instruction or not camera.instruction_topic else camera.instruction_topic}
     if camera.topic:

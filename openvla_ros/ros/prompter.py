@@ -50,6 +50,7 @@ class Prompter:
         self._current, self._heard = "", False  # what was given last, and whether the policy has said it back
         self._over_since_s: float | None = None
         self._stalls = 0  # of the simulated clock that were dealt with
+        self._drove = ""  # who did last, other than HOLD
 
     @property
     def scene(self) -> str:
@@ -77,6 +78,8 @@ class Prompter:
         self._lines.extend(lines)
         if self._work is not None and next(self._work, self) is self:
             self._work = None
+        if (driver := self._observer.tally.driver) != "HOLD":
+            self._drove = driver
         if self._work is None:
             self._work = self._resume()
         if self._work is None and self._lines and (not patient or self._over()):
@@ -125,9 +128,10 @@ class Prompter:
 
     def _resume(self) -> Work | None:
         """On a busy computer simulated time may stand still for a moment, and command_node holds the arm, as it must. Here the simulation
-        lives, so POLICY goes on. Whatever else ended it stays ended."""
+        lives, so POLICY goes on, if it was POLICY that drove. Whatever else ended it stays ended."""
         stalls = self._observer.tally.rule_count(CLOCK_RULE)
-        if stalls <= self._stalls or self._seed is None or not self._drive or self._observer.tally.driver != "HOLD":
+        if stalls <= self._stalls or self._seed is None or not self._drive or self._observer.tally.driver != "HOLD" or (
+                self._drove != "POLICY"):
             return None
         self._say("simulated time stood still for a moment, and the arm was held: this computer is busy. POLICY goes on")
         return self._drive_soon()

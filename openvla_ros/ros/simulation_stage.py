@@ -166,7 +166,8 @@ class Stage:
         try:
             self._processes = [Process(part, self._folder, environment) for part in self._parts]
             director = self.director
-            self.wait(lambda: bool(director.moments and director.states and director.driver != NEVER_DRIVEN), "simulation and command_node")
+            self.wait(lambda: bool(director.moments and director.states and director.driver != NEVER_DRIVEN), "simulation and command_node",
+                      patience_s=None)
             if self._lifecycle:
                 self.wait(director.transitions.service_is_ready, "policy_node", patience_s=None)
                 self.transit(Transition.TRANSITION_CONFIGURE)
@@ -264,8 +265,13 @@ class Stage:
         Raises OpenvlaRosError.
         """
         if self.director.opening < OPENED:
-            self.drive_soon(SetDriver.Request.HUMAN)
+            until_s = monotonic() + PATIENCE_S
             while self.director.opening < OPENED:
+                if monotonic() > until_s:
+                    raise OpenvlaRosError(f"the gripper is {self.director.opening:.2f} open and did not open further within "
+                                          f"{PATIENCE_S:g} s. Logs are in {self._folder}.")
+                if self.director.driver != "HUMAN":  # once, and again where simulated time stood still and the driver fell to HOLD
+                    self.drive_soon(SetDriver.Request.HUMAN)
                 self.director.open(1.0)
                 self.pass_time(0.1)
         self.drive(SetDriver.Request.HOLD)

@@ -66,7 +66,7 @@ ORDERLY_CODES = (0, -signal.SIGTERM)
 """Exit codes of a part that was asked to stop: a part that is still starting has no ear for SIGTERM yet, and just ends."""
 
 
-class PartDied(Exception):
+class PartDied(OpenvlaRosError):
     """A part ended although nobody asked it to. The message names it and shows the end of its log."""
 
 
