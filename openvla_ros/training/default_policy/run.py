@@ -1,7 +1,7 @@
 """The whole training of the default policy, from nothing to a checkpoint, in a folder from which it can go on at any time.
 
-    folder/work/          recipe.json, state.safetensors, log.jsonl, frames/, policy/ (the newest averaged weights as a checkpoint)
-    folder/checkpoint/    the result: weights, card, plots, log
+    work/          recipe.json, state.safetensors, log.jsonl, frames/, policy/ (the newest averaged weights as a checkpoint)
+    checkpoint/    the result: weights, card, plots, log
 
 All processes walk through the same stages. Whether a stage was done is seen from its files, and every random draw follows from
 (seed, stage, step, process), so a killed run that is resumed makes what it would have made.
@@ -23,7 +23,7 @@ import torch
 
 from openvla_ros.errors import TrainingError
 from openvla_ros.policy.catalogue import PolicySettings
-from openvla_ros.policy.openvla.layout import complete, layout_shapes, write_checkpoint
+from openvla_ros.policy.openvla.layout import complete, is_ours, layout_shapes, write_checkpoint
 from openvla_ros.policy.openvla.loading import load_openvla
 from openvla_ros.policy.openvla.model import ModelShape
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy
@@ -98,6 +98,9 @@ def finish(folder: Path, recipe: Recipe, seed: int, workers: int, remarks: str =
 
 def prepare(work: Path, recipe: Recipe, seed: int, workers: int, resume: bool) -> None:
     """Make the folder, or see that what is in it is this run. Raises TrainingError."""
+    result = work.parent / "checkpoint"
+    if result.exists() and not is_ours(result, untrained=False):  # said now, not after an hour
+        raise TrainingError(f"{result} was not written by a training, so this one must not replace it. Choose another folder.")
     path, described = work / "recipe.json", {"recipe": asdict(recipe), "seed": seed, "workers": workers}
     described = json.loads(json.dumps(described))  # tuples become lists, as in the file
     if not path.is_file():
@@ -265,11 +268,11 @@ class Run:
             append_log(self.work, {"step": self.trainer.step, **self.notes, "closed_loop": closed_loop})
         wait_for_all()
 
-
     def try_out(self) -> None:
         """The trials of the card."""
+        policy = self.current_policy()  # all processes meet in it, so also one whose share was done before a kill
         if not (self.work / f"trial-{self.worker}.json").is_file():
-            counted = run_trials(self.current_policy().act_batch, self.limits, self.recipe.trial_episodes, self.worker, self.workers,
+            counted = run_trials(policy.act_batch, self.limits, self.recipe.trial_episodes, self.worker, self.workers,
                                  self.report)
             write_share(self.work, self.worker, counted)
         wait_for_all()
