@@ -116,6 +116,7 @@ def as_plain(policy: OpenvlaPolicy, prediction: Prediction) -> dict[str, Any]:
         "input_ids": list(prediction.input_ids), "generated_ids": list(prediction.generated_ids), "token_ids": list(prediction.token_ids),
         "normalized_action": prediction.normalized_action.tolist(), "action": prediction.action.tolist(),
         "fault": prediction.fault or None, "stage_ms": dict(prediction.stage_ms),
+        "pass_ms": list(prediction.pass_ms), "passes": prediction.passes,
         "policy": policy.name, "unnorm_key": policy.statistics.key, "notes": list(policy.notes),
     }
 

@@ -37,7 +37,7 @@ PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), 
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("bfloat16", "float32")
-QUANTIZATIONS = ("none", "int8", "nf4")
+QUANTIZATIONS = ("none", "int8", "nf4", "w8a8")
 ATTENTIONS = ("sdpa", "flash")
 RESIZES = ("direct", "bridge")
 PROMPT_STYLES = ("auto", "openvla", "v01")
@@ -60,6 +60,9 @@ class PolicySettings:
     rotate_180: turn the frame by 180 degrees first (LIBERO cameras).
     centre_crop: keep the central 90 % of the area, for models fine-tuned with random crops.
     prompt_style: `auto` asks the checkpoint; the others force one of the two released prompts.
+    quantization: weights of the decoder in fewer bits: `int8` and `nf4` by bitsandbytes, which save memory and cost time, `w8a8` by our
+        own layers, with the activations in 8 bits too, which is faster on a CPU. None of them is exact.
+    draft: try the action before as a draft of the next one. Answers are the same, steady scenes take fewer passes.
     step_s: how long one action is meant to be played [s]. threads: torch CPU threads; 0 leaves torch's own choice.
     """
 
@@ -73,6 +76,7 @@ class PolicySettings:
     rotate_180: bool = False
     centre_crop: bool = False
     prompt_style: str = "auto"
+    draft: bool = True
     step_s: float = STEP_S
     threads: int = 0
 

@@ -51,10 +51,12 @@ PARAMETERS = (
               locked=UNCONFIGURED_ONLY),
     Parameter("dtype", "", "Arithmetic of the model; empty: as the profile says.", choices=("", *DTYPES),
               locked=UNCONFIGURED_ONLY),
-    Parameter("quantization", "", "Weight format; int8 and nf4 need bitsandbytes and are not exact; empty: as the profile "
-              "says.", choices=("", *QUANTIZATIONS), locked=UNCONFIGURED_ONLY),
+    Parameter("quantization", "", "Weight format; none of int8 and nf4 (bitsandbytes: less memory, slower) and w8a8 (our own: faster on "
+              "a CPU) is exact; empty: as the profile says.", choices=("", *QUANTIZATIONS), locked=UNCONFIGURED_ONLY),
     Parameter("attention", "", "Attention kernel; flash needs flash-attn; empty: as the profile says.",
               choices=("", *ATTENTIONS), locked=UNCONFIGURED_ONLY),
+    Parameter("draft", "", "on: the action before is tried first and confirmed exactly, which takes fewer passes on steady scenes; the "
+              "answers are the same; empty: as the profile says.", choices=("", "on", "off"), locked=UNCONFIGURED_ONLY),
     Parameter("threads", 0, "CPU threads of torch; 0: as the profile says, else all cores but one, which command_node needs to "
               "tick in time.",
               low=0, high=1024, locked=UNCONFIGURED_ONLY),
@@ -71,6 +73,9 @@ PARAMETERS = (
     Parameter("frozen_after", 10, "So many equal pictures in a row are a frozen camera and refused; 0: never.",
               low=0, high=10000, locked=UNCONFIGURED_ONLY),
 )
+
+DRAFT: dict[str, bool | str] = {"": "", "on": True, "off": False}
+"""Value of the parameter -> override of the profile."""
 
 LATENCY_WINDOW = 200
 """Actions that the latency statistics look back on."""
@@ -131,7 +136,7 @@ class PolicyNode(ManagedNode):
         self._refusal = self._frame_problem = self._last_fault = ""
         values = read(self, PARAMETERS)
         settings = read_profile(str(values["policy"]), **{name: values[name] for name in (
-            "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention")})
+            "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention")}, draft=DRAFT[str(values["draft"])])
         spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
         settings = replace(settings, threads=int(values["threads"]) or settings.threads or spare_cores)
         self._base_frame, self._max_age_s = str(values["base_frame"]), float(values["max_observation_age_s"])
@@ -172,7 +177,10 @@ class PolicyNode(ManagedNode):
             raise SelfTestFailed("the policy's actions cannot be trusted: " + "; ".join(bad)
                                  + ". Check checkpoint and unnorm_key; self_test: false skips this at your own risk.")
         frame = Observation(np.full((480, 640, 3), 127, dtype=np.uint8), "warm up", stamp_ns=1)
+        forget = getattr(policy, "forget", None)
         for _ in range(WARM_ACTIONS):
+            if forget is not None:
+                forget()  # the same frame again would confirm the answer before at once: no action of a moving scene is so fast
             began = perf_counter()
             policy.act(frame)
             self._latency_ms.append((perf_counter() - began) * 1e3)
@@ -415,6 +423,9 @@ class PolicyNode(ManagedNode):
                    **vars(inference.counts), "latency_ms_median": f"{percentile(latencies, 0.5):.1f}",
                    "latency_ms_p99": f"{percentile(latencies, 0.99):.1f}", "last_fault": self._last_fault,
                    "last_refused_frame": self._frame_problem}
+        facts = getattr(policy, "facts", None)
+        if facts is not None:
+            values |= {name.replace(" ", "_"): f"{value:.2f}" for name, value in facts().items()}
         if inference.busy_s > max(1.0, 2 * self._max_age_s):
             return Health(ERROR, f"inference has been running for {inference.busy_s:.1f} s. The arm is held by the age limit; "
                           "check the GPU (nvidia-smi) and the load of this computer.", values)

@@ -65,7 +65,7 @@ def test_a_golden_case_from_the_command_line(shared: Path, tmp_path: Path) -> No
     assert result["token_ids"] == case["action_token_ids"] and result["fault"] is None
     np.testing.assert_allclose(result["normalized_action"], case["normalized_action"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(result["action"], case["action"], rtol=0, atol=1e-12)
-    assert set(result["stage_ms"]) == {"preprocess", "vision", "prefill", "decode"}
+    assert set(result["stage_ms"]) == {"preprocess", "upload", "vision", "prefill", "decode"}
     with np.load(tmp_path / "logits.npz") as arrays:
         assert arrays["logits"].dtype == np.float32
         np.testing.assert_allclose(arrays["logits"], logits, rtol=0, atol=2e-4)

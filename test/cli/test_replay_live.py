@@ -53,7 +53,7 @@ def test_live(bag: Path, checkpoint: Path, patient: Path, tmp_path: Path, ros_en
     live = said["live"]
     assert live["agrees"] is True and live["frames"] == 10 and live["compared"] >= 1
     assert live["unknown_stamps"] == live["answered_twice"] == live["differences"] == []
-    assert live["age_ms"] is not None and {"preprocess", "vision", "prefill", "decode"} <= live["stage_ms"].keys()
+    assert live["age_ms"] is not None and {"preprocess", "upload", "vision", "prefill", "decode"} <= live["stage_ms"].keys()
     assert live["clock"] is not None  # how it ran depends on what else this computer does
     assert said["run"]["frames_played"] == 10 and said["run"]["frames_inferred"] >= said["live"]["compared"]
     assert json.loads(Path(said["report"]).read_text())["live"] == said["live"]

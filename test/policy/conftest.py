@@ -46,6 +46,22 @@ def load_golden(golden: Path) -> Iterator[LoadGolden]:
     load.cache_clear()
 
 
+@pytest.fixture
+def recorded() -> Iterator[Callable[[OpenvlaPolicy], OpenvlaPolicy]]:
+    """A loaded policy, until the end of the test in fixed shapes."""
+    used: list[OpenvlaPolicy] = []
+
+    def record(policy: OpenvlaPolicy) -> OpenvlaPolicy:
+        policy.record_passes()
+        used.append(policy)
+        return policy
+
+    yield record
+    for policy in used:
+        policy.recorded = None
+        policy.forget()
+
+
 @pytest.fixture(params=[(name, index) for name, count in GOLDEN_CASES.items() for index in range(count)],
                 ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request: pytest.FixtureRequest, golden: Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:

@@ -29,7 +29,39 @@ def test_case_in_float32(case: Case, load_golden) -> None:  # type: ignore[no-un
     assert result.logits is not None and result.logits.dtype == np.float32
     np.testing.assert_allclose(result.logits, arrays["logits"], rtol=0, atol=2e-4)
     assert bool(result.fault) == (description["early_eos"] or not all(description["in_action_range"]))
-    assert list(result.stage_ms) == ["preprocess", "vision", "prefill", "decode"]
+    assert list(result.stage_ms) == ["preprocess", "upload", "vision", "prefill", "decode"]
+
+
+def test_case_in_recorded_shapes(case: Case, load_golden, recorded) -> None:  # type: ignore[no-untyped-def]
+    """Prompts filled up to a multiple of 16 tokens, everything in fixed memory: what a GPU runs as recorded graphs. With the draft of the
+    case before, which is wrong, then with its own answer, which is right."""
+    name, description, arrays = case
+    policy = recorded(load_golden(name, description["unnorm_key"], dtype="float32"))
+    observation, count = Observation(arrays["image"], description["instruction"], 0), policy.statistics.length
+    for attempt in range(3):
+        if attempt == 0:
+            policy.forget()
+        if attempt == 2:
+            policy.answered = [[*description["generated_ids"], *[0] * count][:count]]
+        result = policy.predict(observation, keep_logits=True)
+        assert list(result.generated_ids) == description["generated_ids"]
+        np.testing.assert_allclose(result.logits, arrays["logits"], rtol=0, atol=2e-4)
+        assert result.passes <= count and (attempt or result.passes == count)
+    assert result.passes == 1 or description["early_eos"]
+
+
+def test_case_with_any_draft(case: Case, load_golden) -> None:  # type: ignore[no-untyped-def]
+    name, description, arrays = case
+    policy = load_golden(name, description["unnorm_key"], dtype="float32")
+    observation, count = Observation(arrays["image"], description["instruction"], 0), policy.statistics.length
+    answer = [*description["generated_ids"], *[0] * count][:count]
+    for wrong in (0, 3, count - 2, count):
+        policy.answered = [[*answer[:wrong], *[5] * (count - wrong)]]
+        result = policy.predict(observation, keep_logits=True)
+        assert list(result.generated_ids) == description["generated_ids"] and bool(result.fault) == bool(
+            description["early_eos"] or not all(description["in_action_range"]))
+        np.testing.assert_allclose(result.logits, arrays["logits"], rtol=0, atol=2e-4)
+        assert result.passes <= count and (description["early_eos"] or result.confirmed == min(wrong, count - 1))
 
 
 def test_case_stages_in_float32(case: Case, load_golden) -> None:  # type: ignore[no-untyped-def]

@@ -51,10 +51,11 @@ def test_prefill_and_decode_agree_with_transformers(seed: int) -> None:
     cache = KeyValueCache(shape, length + steps, CPU, torch.float32)
     full = oracle(input_ids=ids).logits[0]
     memory = oracle(input_ids=ids[:, :length], use_cache=True)
-    torch.testing.assert_close(ours(ours.embed(ids[:, :length]), cache, 0)[0], memory.logits[0, -1], rtol=1e-4, atol=2e-4)
+    logits = ours(ours.embed(ids[:, :length]), cache, cache.consecutive(0, length))[0]
+    torch.testing.assert_close(logits, memory.logits[0], rtol=1e-4, atol=2e-4)
     for position in range(length, length + steps):
         memory = oracle(input_ids=ids[:, position:position + 1], past_key_values=memory.past_key_values, use_cache=True)
-        logits = ours(ours.embed(ids[:, position:position + 1]), cache, position)[0]
+        logits = ours(ours.embed(ids[:, position:position + 1]), cache, cache.consecutive(position, 1))[0, -1]
         torch.testing.assert_close(logits, memory.logits[0, -1], rtol=1e-4, atol=2e-4)
         torch.testing.assert_close(logits, full[position], rtol=1e-4, atol=2e-4)
 
@@ -66,12 +67,48 @@ def test_any_cut_into_blocks_and_a_used_cache_change_nothing() -> None:
     model = LanguageModel(shape, attend_sdpa).eval()
     tokens = torch.randn(2, 30, 64)
     cache = KeyValueCache(shape, 40, CPU, torch.float32, batch=2)
-    whole = model(tokens, cache, 0)
+    whole = model(tokens, cache, cache.consecutive(0, 30))
     for cuts in ([30], [1] * 30, [7, 1, 12, 10]):
-        start, logits = 0, None
+        start, logits = 0, []
         for count in cuts:  # the cache still holds what the run before left there
-            logits, start = model(tokens[:, start:start + count], cache, start), start + count
-        torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
+            logits.append(model(tokens[:, start:start + count], cache, cache.consecutive(start, count)))
+            start += count
+        torch.testing.assert_close(torch.cat(logits, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_rows_at_positions_of_their_own_and_chosen_tokens_equal_the_plain_pass() -> None:
+    torch.manual_seed(2)
+    shape = DecoderShape(97, 64, 96, 3, 4, 2, 16)
+    model = LanguageModel(shape, attend_sdpa).eval()
+    tokens = torch.randn(3, 30, 64)
+    cache = KeyValueCache(shape, 40, CPU, torch.float32, batch=3)
+    whole = model(tokens, cache, cache.consecutive(0, 30))
+    wanted = torch.tensor([[29, 3], [0, 17], [5, 5]])
+    chosen = model(tokens, cache, cache.consecutive(0, 30), wanted)
+    torch.testing.assert_close(chosen, whole.gather(1, wanted[:, :, None].expand(-1, -1, 97)), rtol=1e-4, atol=1e-4)
+    begins, count = [12, 7, 20], 4  # each row goes on from another place; what stands behind is from the pass before, and not seen
+    positions = torch.tensor(begins)[:, None] + torch.arange(count)
+    next_tokens = torch.stack([row[begin:begin + count] for row, begin in zip(tokens, begins, strict=True)])
+    for end in (max(begins) + count, 40):
+        logits = model(next_tokens, cache, cache.scattered(positions, end))
+        for row, begin in enumerate(begins):
+            torch.testing.assert_close(logits[row], whole[row, begin:begin + count], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_joined_projections_give_what_separate_ones_gave() -> None:
+    torch.manual_seed(3)
+    shape = DecoderShape(97, 64, 96, 3, 4, 2, 16)
+    model, tokens = LanguageModel(shape, attend_sdpa).eval(), torch.randn(2, 9, 64)
+    cache = KeyValueCache(shape, 40, CPU, torch.float32, batch=2)
+    before = model(tokens, cache, cache.consecutive(0, 9))
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    for layer in model.model.layers:
+        layer.self_attn.fuse()
+        layer.mlp.fuse()
+    assert sum(parameter.numel() for parameter in model.parameters()) == stored
+    torch.testing.assert_close(model(tokens, cache, cache.consecutive(0, 9)), before, rtol=1e-5, atol=1e-5)
 
 
 def test_cache_is_allocated_once_and_counted_right() -> None:
@@ -81,7 +118,7 @@ def test_cache_is_allocated_once_and_counted_right() -> None:
     assert sum(tensor.nbytes for tensor in cache.keys + cache.values) == KeyValueCache.count_bytes(shape, 40, torch.bfloat16)
     with torch.inference_mode():
         model = LanguageModel(shape, attend_sdpa).to(torch.bfloat16)
-        model(torch.randn(1, 5, 64, dtype=torch.bfloat16), cache, 0)
+        model(torch.randn(1, 5, 64, dtype=torch.bfloat16), cache, cache.consecutive(0, 5))
     assert places == [tensor.data_ptr() for tensor in cache.keys + cache.values]
 
 

@@ -9,6 +9,7 @@ import torch
 from openvla_ros.policy.openvla.language import DecoderShape, KeyValueCache
 from openvla_ros.policy.openvla.layout import END_ID, PADDING, count_tokens, make_action_tokens, make_prompt_encoder
 from openvla_ros.policy.openvla.model import ModelShape, OpenvlaModel
+from openvla_ros.policy.openvla.passes import Passes
 from openvla_ros.policy.openvla.vision import TowerShape
 from openvla_ros.training.examples import Example, make_example
 from openvla_ros.training.packing import Pack, pack_examples, read_pack
@@ -42,10 +43,11 @@ def one_by_one(model: OpenvlaModel, pixels: torch.Tensor, example: Example) -> t
     prompt, answer = example.input_ids[:example.prompt_length], example.input_ids[example.prompt_length:]
     cache = KeyValueCache(model.shape.decoder, 128, torch.device("cpu"), torch.float32)
     patches = model.see(pixels[None])
-    logits = [model.prefill(patches, torch.tensor([prompt]), cache)]
+    passes = Passes(model, torch.zeros(6, 256), cache)
+    logits = [passes.prefill(patches, [prompt])]
     for place, token in enumerate(answer[:6]):
-        logits.append(model.decode(torch.tensor([token]), patches.shape[1] + len(prompt) + place, cache))
-    return torch.cat(logits)
+        logits.append(passes.more(torch.tensor([[token]]), [patches.shape[1] + len(prompt) + place]))
+    return torch.cat(logits, dim=1)[0]
 
 
 @torch.no_grad()

@@ -23,6 +23,11 @@ def attend_sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tens
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     # torch aligns its causal mask to the first key; a query block behind cached keys needs it aligned to the last.
     seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    return attend_seen(query, key, value, seen)
+
+
+def attend_seen(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
+    """The same for queries that each see keys of their own, [B, 1, Q, K] bool."""
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,17 @@ from torch import Tensor, nn
 from openvla_ros.errors import CheckpointError, NotEnoughMemory
 from openvla_ros.policy.catalogue import ACCEPTED_CHECKPOINTS, DEFAULT, default_checkpoint
 from openvla_ros.policy.openvla.configuration import Shapes, unused_shapes
-from openvla_ros.policy.openvla.language import KeyValueCache
+from openvla_ros.policy.openvla.language import GatedMlp, KeyValueCache, SelfAttention
+from openvla_ros.policy.openvla.linear import Int8Linear, PackedLinear, can_pack
 from openvla_ros.policy.openvla.memory import free_bytes
 from openvla_ros.policy.openvla.model import OpenvlaModel
-from openvla_ros.policy.openvla.quantization import BYTES_PER_WEIGHT, TRANSIENT_BYTES_PER_WEIGHT, is_quantized, quantize_linear
+from openvla_ros.policy.openvla.quantization import (
+    BY_BITSANDBYTES,
+    BYTES_PER_WEIGHT,
+    TRANSIENT_BYTES_PER_WEIGHT,
+    is_quantized,
+    quantize_linear,
+)
 
 HUB_FILES = ("*.json", "*.safetensors")
 """What is fetched from the hub: no code, no pickle."""
@@ -162,7 +170,7 @@ def needed_bytes(parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype, q
         size = parameter.numel()
         if quantization != "none" and is_quantized(name):
             kept += size * BYTES_PER_WEIGHT[quantization]
-            transient = max(transient, size * TRANSIENT_BYTES_PER_WEIGHT)
+            transient = max(transient, size * TRANSIENT_BYTES_PER_WEIGHT[quantization])
         else:
             kept += size * dtype.itemsize
             transient = max(transient, size * dtype.itemsize)
@@ -185,23 +193,49 @@ def check_memory(model: OpenvlaModel, device: torch.device, dtype: torch.dtype, 
 
 def load_weights(model: OpenvlaModel, source: TensorSource, device: torch.device, dtype: torch.dtype, quantization: str = "none",
                  report: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Fill a network built on the meta device, in place; afterwards nothing in it is on meta.
+    """Fill a network built on the meta device, in place, and lay it out for inference; afterwards nothing in it is on meta.
 
     Tensors come one by one, those to be quantised first: quantising takes the most memory on the side, and then little
-    else is there. report: called with (tensors done, tensors in all). Call `check_fit` before.
+    else is there. Each part is laid out as soon as its tensors are there, so two copies of one part are the most there ever is beside the
+    result. report: called with (tensors done, tensors in all). Call `check_fit` before.
     """
-    names = sorted(model.state_dict(), key=lambda name: not is_quantized(name))
-    for done, name in enumerate(names, start=1):
-        tensor = source.read(name)
-        if quantization != "none" and is_quantized(name):
-            replace_module(model, name.removesuffix(".weight"), quantize_linear(tensor, quantization, device, dtype))
-        else:
-            own = torch.empty(tensor.shape, device=device, dtype=dtype)
-            own.copy_(tensor)  # always a copy: the source may be a mapping of a file that somebody replaces later
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, nn.Parameter(own, requires_grad=False))
-        report(done, len(names))
+    names = sorted(model.state_dict(), key=lambda name: (not is_quantized(name), part_of(name)))
+    done = 0
+    for part, members in groupby(names, key=part_of):
+        for name in members:
+            tensor = source.read(name)
+            if quantization in BY_BITSANDBYTES and is_quantized(name):
+                replace_module(model, name.removesuffix(".weight"), quantize_linear(tensor, quantization, device, dtype))
+            else:
+                own = torch.empty(tensor.shape, device=device, dtype=dtype)
+                own.copy_(tensor)  # always a copy: the source may be a mapping of a file that somebody replaces later
+                parent, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, nn.Parameter(own, requires_grad=False))
+            done += 1
+            report(done, len(names))
+        lay_out(model, part, quantization)
     model.eval()
+
+
+def part_of(name: str) -> str:
+    """The attention or feed-forward layer that a tensor belongs to, else its own module; "" for a tensor of a module with others inside."""
+    match = re.match(r"(.*\.(?:self_attn|attn|mlp)|(?:projector|language_model\.lm_head))\.", name)
+    return match[1] if match else ""
+
+
+def lay_out(model: OpenvlaModel, part: str, quantization: str) -> None:
+    """Join the matrices of a part that read the same input, and replace its linear layers by what runs fastest here, or in few bits."""
+    if not part:
+        return
+    module = model.get_submodule(part)
+    parameters = list(module.parameters())
+    if isinstance(module, (SelfAttention, GatedMlp)) and quantization not in BY_BITSANDBYTES:
+        module.fuse()
+    for name, layer in [(name, layer) for name, layer in model.named_modules() if name.startswith(part) and type(layer) is nn.Linear]:
+        if quantization == "w8a8" and is_quantized(f"{name}.weight"):
+            replace_module(model, name, Int8Linear(layer))
+        elif parameters[0].device.type == "cpu" and can_pack(layer.weight.dtype):
+            replace_module(model, name, PackedLinear(layer))
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

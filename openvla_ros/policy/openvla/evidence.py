@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from openvla_ros.contract import ActionChunk, Check, Evidence, Observation
+from openvla_ros.contract import ActionChunk, ByteArray, Check, Evidence, Observation
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy
-from openvla_ros.policy.openvla.preprocess import PixelArray
 
 
 class Prepared(NamedTuple):
     """What the towers see of a frame, and its digest where evidence is wanted."""
 
-    pixels: PixelArray
+    picture: ByteArray
     digest: str
 
 
@@ -27,6 +26,7 @@ class OpenvlaWitness:
     def __init__(self, policy: OpenvlaPolicy, evidence: bool = True) -> None:
         """evidence: say how each answer came about; costs a copy of the logits."""
         self._policy, self._evidence = policy, evidence
+        policy.draft = False  # what is answered to a frame depends on that frame alone, not on the one before by way of rounding
         self.name, self.step_s, self.notes = policy.name, policy.step_s, policy.notes
 
     def act(self, observation: Observation) -> ActionChunk:
@@ -35,13 +35,15 @@ class OpenvlaWitness:
 
     def prepare(self, observation: Observation) -> Prepared:
         """The part of the work that needs no model. Any thread may call it."""
-        pixels = self._policy.prepare(observation)
-        return Prepared(pixels, hashlib.sha256(pixels.tobytes()).hexdigest()[:16] if self._evidence else "")
+        picture = self._policy.prepare(observation)
+        if not self._evidence:
+            return Prepared(picture, "")
+        return Prepared(picture, hashlib.sha256(self._policy.processor.shade(picture).tobytes()).hexdigest()[:16])
 
     def act_prepared(self, observations: Sequence[Observation], prepared: Sequence[Prepared]) -> list[tuple[ActionChunk, Evidence | None]]:
         """What `act` answers to each but for rounding, computed together, with the evidence where it is wanted."""
         policy, found = self._policy, list[tuple[ActionChunk, Evidence | None]]()
-        predictions = policy.predict_batch(observations, self._evidence, [each.pixels for each in prepared])
+        predictions = policy.predict_batch(observations, self._evidence, [each.picture for each in prepared])
         for observation, each, prediction in zip(observations, prepared, predictions, strict=True):
             evidence = None if prediction.logits is None else Evidence(
                 prediction.input_ids, each.digest, margins(prediction.logits, prediction.generated_ids))

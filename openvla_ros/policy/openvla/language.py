@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openvla_ros.policy.openvla.attention import Attend
+from openvla_ros.policy.openvla.attention import Attend, attend_seen
+from openvla_ros.policy.openvla.linear import join_linear
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,22 @@ class DecoderShape:
     rms_norm_eps: float = 1e-6  # not Llama-2's 1e-5: the published config has no such field, and this is the default
     rope_theta: float = 10000.0
     max_position_embeddings: int = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the T tokens of one pass stand, the same for every layer.
+
+    slots: places in the cache that they are written to, a slice for all rows alike, or [B, T] int64. end: only places before it are read.
+    cosine, sine: rotary tables of the positions, [T, d] or [B, 1, T, d]. seen: [B, 1, T, end], which places each token looks at;
+    None: the tokens are the last ones before `end`, and each sees itself and all before it.
+    """
+
+    slots: slice | Tensor
+    end: int
+    cosine: Tensor
+    sine: Tensor
+    seen: Tensor | None = None
 
 
 class KeyValueCache:
@@ -60,12 +77,30 @@ class KeyValueCache:
         view.keys, view.values = ([tensor[:count] for tensor in tensors] for tensors in (self.keys, self.values))
         return view
 
-    def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, heads, T, d] at positions start..start+T-1; return views of everything up to there."""
-        end = start + key.shape[2]
-        self.keys[layer][:, :, start:end] = key
-        self.values[layer][:, :, start:end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+    def consecutive(self, start: int, count: int) -> Places:
+        """`count` tokens from position `start` on, in all rows."""
+        end = start + count
+        return Places(slice(start, end), end, self.cosine[start:end], self.sine[start:end])
+
+    def scattered(self, positions: Tensor, end: int) -> Places:
+        """Tokens at positions [B, T] int64, in each row its own, all before `end`. Each sees what stands at or before its position."""
+        reach = torch.arange(end, device=positions.device)
+        return Places(positions, end, self.cosine[positions][:, None], self.sine[positions][:, None],
+                      reach <= positions[:, None, :, None])
+
+    def write(self, layer: int, places: Places, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, heads, T, d] at `places`; return views of everything before their end."""
+        for memory, new in ((self.keys[layer], key), (self.values[layer], value)):
+            if isinstance(places.slots, slice):
+                memory[:, :, places.slots] = new
+            else:
+                memory.scatter_(2, places.slots[:, None, :, None].expand_as(new), new)
+        return self.keys[layer][:, :, :places.end], self.values[layer][:, :, :places.end]
+
+    def clear(self) -> None:
+        """Forget what is in it. Only needed after NaN: a place that is not seen counts with weight 0, and 0 times NaN is NaN."""
+        for tensor in (*self.keys, *self.values):
+            tensor.zero_()
 
 
 def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -99,19 +134,33 @@ class SelfAttention(nn.Module):
         self.k_proj = nn.Linear(shape.hidden_size, shape.num_key_value_heads * shape.head_dim, bias=False)
         self.v_proj = nn.Linear(shape.hidden_size, shape.num_key_value_heads * shape.head_dim, bias=False)
         self.o_proj = nn.Linear(shape.num_attention_heads * shape.head_dim, shape.hidden_size, bias=False)
+        self.qkv_proj: nn.Module | None = None
 
-    def forward(self, tokens: Tensor, cache: KeyValueCache, start: int) -> Tensor:
-        """[B, T, W] at positions start..start+T-1 -> [B, T, W]"""
-        batch, count, _ = tokens.shape
-        query, key, value = (projection(tokens).view(batch, count, -1, self.shape.head_dim).transpose(1, 2)
-                             for projection in (self.q_proj, self.k_proj, self.v_proj))
-        cosine, sine = cache.cosine[start:start + count], cache.sine[start:start + count]
-        keys, values = cache.write(self.layer, start, rotate(key, cosine, sine), value)
+    def fuse(self) -> None:
+        """Join the three projections, which read the same input, into one. Published parameter names are gone afterwards."""
+        self.qkv_proj = join_linear((self.q_proj, self.k_proj, self.v_proj))
+        del self.q_proj, self.k_proj, self.v_proj
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """[B, T, W] -> query, key, value, each [B, heads, T, d]"""
+        if self.qkv_proj is None:
+            projected: tuple[Tensor, ...] = (self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens))
+        else:
+            shared = self.shape.num_key_value_heads
+            sizes = [heads * self.shape.head_dim for heads in (self.shape.num_attention_heads, shared, shared)]
+            projected = self.qkv_proj(tokens).split(sizes, dim=-1)
+        return tuple(part.view(*tokens.shape[:2], -1, self.shape.head_dim).transpose(1, 2) for part in projected)
+
+    def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
+        """[B, T, W] at `places` -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]."""
+        query, key, value = self.project(tokens)
+        keys, values = cache.write(self.layer, places, rotate(key, places.cosine, places.sine), value)
         sharing = self.shape.num_attention_heads // self.shape.num_key_value_heads
         if sharing > 1:  # grouped queries: several query heads share one key head
             keys, values = keys.repeat_interleave(sharing, dim=1), values.repeat_interleave(sharing, dim=1)
-        mixed = self.attend(rotate(query, cosine, sine), keys, values, True)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, count, -1))  # type: ignore[no-any-return]
+        query = rotate(query, places.cosine, places.sine)
+        mixed = self.attend(query, keys, values, True) if places.seen is None else attend_seen(query, keys, values, places.seen)
+        return self.o_proj(choose(mixed.transpose(1, 2).flatten(2), wanted))  # type: ignore[no-any-return]
 
 
 class GatedMlp(nn.Module):
@@ -122,10 +171,20 @@ class GatedMlp(nn.Module):
         self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
         self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.gate_up_proj: nn.Module | None = None
+
+    def fuse(self) -> None:
+        """Join the two layers that read the same input into one. Published parameter names are gone afterwards."""
+        self.gate_up_proj = join_linear((self.gate_proj, self.up_proj))
+        del self.gate_proj, self.up_proj
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T, W] -> [B, T, W]"""
-        return self.down_proj(functional.silu(self.gate_proj(tokens)) * self.up_proj(tokens))  # type: ignore[no-any-return]
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(tokens), self.up_proj(tokens)
+        else:
+            gate, up = self.gate_up_proj(tokens).chunk(2, dim=-1)
+        return self.down_proj(functional.silu(gate) * up)  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -138,10 +197,16 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = GatedMlp(shape)
 
-    def forward(self, tokens: Tensor, cache: KeyValueCache, start: int) -> Tensor:
-        """[B, T, W] -> [B, T, W]"""
-        tokens = tokens + self.self_attn(self.input_layernorm(tokens), cache, start)
+    def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
+        """[B, T, W] -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]: behind the last layer the others are not read."""
+        mixed = self.self_attn(self.input_layernorm(tokens), cache, places, wanted)
+        tokens = choose(tokens, wanted) + mixed
         return tokens + self.mlp(self.post_attention_layernorm(tokens))  # type: ignore[no-any-return]
+
+
+def choose(tokens: Tensor, wanted: Tensor | None) -> Tensor:
+    """[B, T, W] and [B, S] -> [B, S, W]; all of them without a choice."""
+    return tokens if wanted is None else tokens.gather(1, wanted[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 class DecoderStack(nn.Module):
@@ -167,8 +232,9 @@ class LanguageModel(nn.Module):
         """[B, T] int64 -> [B, T, W]"""
         return self.model.embed_tokens(token_ids)  # type: ignore[no-any-return]
 
-    def forward(self, tokens: Tensor, cache: KeyValueCache, start: int) -> Tensor:
-        """Run [B, T, W] at positions start..start+T-1, extending the cache; float32 logits [B, vocab] of the last position."""
-        for layer in self.model.layers:
-            tokens = layer(tokens, cache, start)
-        return self.lm_head(self.model.norm(tokens[:, -1])).float()  # type: ignore[no-any-return]
+    def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
+        """Run [B, T, W] at `places`, extending the cache; float32 logits [B, S, vocab] behind the `wanted` tokens [B, S], None: all."""
+        *layers, last = self.model.layers
+        for layer in layers:
+            tokens = layer(tokens, cache, places)
+        return self.lm_head(self.model.norm(last(tokens, cache, places, wanted))).float()  # type: ignore[no-any-return]

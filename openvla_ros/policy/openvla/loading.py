@@ -18,7 +18,7 @@ from openvla_ros.policy.openvla.configuration import Configuration, read_configu
 from openvla_ros.policy.openvla.model import OpenvlaModel
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy, cache_positions
 from openvla_ros.policy.openvla.preprocess import ImagePath, Processor, read_processor
-from openvla_ros.policy.openvla.quantization import NOTES, import_bitsandbytes
+from openvla_ros.policy.openvla.quantization import BY_BITSANDBYTES, NOTES, import_bitsandbytes
 from openvla_ros.policy.openvla.tokens import ActionTokens, PromptEncoder, read_tokenizer
 from openvla_ros.policy.statistics import choose_statistics, read_statistics
 
@@ -33,7 +33,7 @@ def load_openvla(settings: PolicySettings, progress: bool | None = None) -> Open
     """
     device, dtype = choose_device(settings.device), {"bfloat16": torch.bfloat16, "float32": torch.float32}[settings.dtype]
     attend = choose_attention(settings.attention, device, dtype)
-    if settings.quantization != "none":
+    if settings.quantization in BY_BITSANDBYTES:
         import_bitsandbytes()
     folder = find_checkpoint(settings.checkpoint)
     content = read_json(folder / "config.json")
@@ -52,9 +52,13 @@ def load_openvla(settings: PolicySettings, progress: bool | None = None) -> Open
         load_weights(model, source, device, dtype, settings.quantization, report)
     name = folder.resolve().name if folder == Path(settings.checkpoint).expanduser() else settings.checkpoint
     notes = (NOTES[settings.quantization], UNTRAINED if configuration.untrained else "")
-    return OpenvlaPolicy(name, model, prompt, processor, ImagePath(settings.resize, settings.rotate_180, settings.centre_crop),
-                         ActionTokens(configuration.vocabulary, configuration.bins), statistics, settings.step_s,
-                         configuration.end_id, tuple(filter(None, notes)))
+    policy = OpenvlaPolicy(name, model, prompt, processor, ImagePath(settings.resize, settings.rotate_180, settings.centre_crop),
+                           ActionTokens(configuration.vocabulary, configuration.bins), statistics, settings.step_s,
+                           configuration.end_id, tuple(filter(None, notes)), settings.draft)
+    if device.type == "cuda":
+        with progress_bar(folder.name, progress, "recording", "prompt lengths") as report:
+            policy.record_passes(report)
+    return policy
 
 
 def choose_device(name: str) -> torch.device:
@@ -85,10 +89,10 @@ def check_sides(processor: Processor, configuration: Configuration) -> Processor
 
 
 @contextmanager
-def progress_bar(name: str, shown: bool | None) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that vanishes when done, as a function (tensors done, tensors in all)."""
+def progress_bar(name: str, shown: bool | None, verb: str = "loading", things: str = "tensors") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that vanishes when done, as a function (things done, things in all)."""
     console = Console(stderr=True)
-    columns = (TextColumn(f"loading {name}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn())
+    columns = (TextColumn(f"{verb} {name}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(things), TimeRemainingColumn())
     visible = console.is_terminal if shown is None else shown
     with Progress(*columns, console=console, transient=console.is_terminal, disable=not visible) as bar:
         task = bar.add_task(name, total=None)

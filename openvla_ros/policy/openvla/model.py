@@ -1,8 +1,8 @@
-"""OpenVLA as one network: pixels and prompt ids in, action-token logits out. Sizes in `ModelShape`, weights elsewhere."""
+"""OpenVLA as one network: its parts and how they join. Sizes in `ModelShape`, weights elsewhere, the order of passes in `passes.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openvla_ros.policy.openvla.attention import Attend, attend_sdpa
-from openvla_ros.policy.openvla.language import DecoderShape, KeyValueCache, LanguageModel
+from openvla_ros.policy.openvla.language import DecoderShape, LanguageModel
 from openvla_ros.policy.openvla.vision import TowerShape, VisionBackbone
 
 
@@ -60,39 +60,10 @@ class OpenvlaModel(nn.Module):
         """[B, 3 or 6, side, side] -> patch embeddings [B, patches, W]"""
         return self.projector(self.vision_backbone(pixels))  # type: ignore[no-any-return]
 
-    def prefill(self, patches: Tensor, prompt_ids: Tensor, cache: KeyValueCache) -> Tensor:
-        """Read [B, P, W] patches and [B, T] prompt ids from position 0 on; logits [B, vocab] of the first action token."""
-        text = self.language_model.embed(prompt_ids)
-        sequence = torch.cat([text[:, :1], patches, text[:, 1:]], dim=1)  # the picture stands right behind BOS
-        return self.language_model(sequence, cache, 0)  # type: ignore[no-any-return]
-
-    def decode(self, token_ids: Tensor, position: int, cache: KeyValueCache) -> Tensor:
-        """Read one more token per row, [B], at `position`; logits [B, vocab] of the next."""
-        return self.language_model(self.language_model.embed(token_ids[:, None]), cache, position)  # type: ignore[no-any-return]
-
-
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
-
-
-def generate(model: OpenvlaModel, first_logits: Tensor, position: int, count: int, end_id: int, cache: KeyValueCache,
-             stopped: Callable[[], bool] = never) -> tuple[list[list[int]], Tensor]:
-    """Greedy ids of each row (first maximal index on ties), at most `count`, the last one `end_id` if the model ends early.
-
-    first_logits: [B, vocab] of the prefill; position: where the first generated token will stand. `stopped` is asked before each
-    pass; when it says yes, the ids so far come back. Returns the ids per row and the float32 logits [steps, B, vocab] they came from;
-    what logits say of a row behind its `end_id` means nothing.
-    """
-    logits, tokens = [first_logits], first_logits.argmax(dim=-1)
-    columns = [tokens.tolist()]
-    ended = [token == end_id for token in columns[0]]
-    while len(columns) < count and not all(ended) and not stopped():
-        logits.append(model.decode(tokens, position + len(columns) - 1, cache))
-        tokens = logits[-1].argmax(dim=-1)
-        columns.append(tokens.tolist())
-        ended = [before or token == end_id for before, token in zip(ended, columns[-1], strict=True)]
-    return [cut_behind(list(ids), end_id) for ids in zip(*columns, strict=True)], torch.stack(logits)
+    def join(self, patches: Tensor, ids: Tensor) -> Tensor:
+        """[B, P, W] patches and [B, T] ids, the first of them BOS -> the sequence [B, P + T, W]: the picture stands right behind BOS."""
+        text = self.language_model.embed(ids)
+        return torch.cat([text[:, :1], patches, text[:, 1:]], dim=1)
 
 
 def cut_behind(ids: list[int], end_id: int) -> list[int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -13,14 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from openvla_ros.contract import ACTION_NAMES, Action, ActionChunk, Check, FloatArray, Observation
+from openvla_ros.contract import ACTION_NAMES, Action, ActionChunk, ByteArray, Check, FloatArray, Observation
 from openvla_ros.errors import InstructionError, NotEnoughMemory
+from openvla_ros.policy.openvla.decoding import confirm, greedy
 from openvla_ros.policy.openvla.language import KeyValueCache
 from openvla_ros.policy.openvla.memory import free_bytes
-from openvla_ros.policy.openvla.model import ModelShape, OpenvlaModel, generate, last_of_sequence
-from openvla_ros.policy.openvla.preprocess import ImagePath, PixelArray, Processor
+from openvla_ros.policy.openvla.model import ModelShape, OpenvlaModel, cut_behind, last_of_sequence
+from openvla_ros.policy.openvla.passes import Passes, RecordedPasses
+from openvla_ros.policy.openvla.preprocess import ImagePath, Processor
 from openvla_ros.policy.openvla.tokens import ActionTokens, PromptEncoder
 from openvla_ros.policy.statistics import ActionStatistics
+
+RECENT = 50
+"""Actions that `facts` speaks of."""
 
 TEXT_POSITIONS = 384
 """Room in the cache for prompt and action tokens: the longer prompt takes 55 and an English instruction of 256 characters about 70.
@@ -33,7 +39,8 @@ class Prediction:
 
     input_ids: prompt as the model read it (the picture stands behind the first). generated_ids: what it answered, the
     end-of-sequence token included. token_ids, normalized_action, action: [D] the released code's arithmetic, whatever the ids;
-    if `fault` is not empty they must not move anything. logits: [steps, vocab] float32, only when asked for.
+    if `fault` is not empty they must not move anything. passes: of the decoder, 7 without a draft. confirmed: tokens of the draft that
+    were right from the beginning on. pass_ms: how long each pass behind the first took. logits: [steps, vocab] float32, when asked for.
     """
 
     input_ids: tuple[int, ...]
@@ -43,6 +50,9 @@ class Prediction:
     action: FloatArray
     fault: str
     stage_ms: Mapping[str, float]
+    passes: int = 0
+    confirmed: int = 0
+    pass_ms: tuple[float, ...] = ()
     logits: npt.NDArray[np.float32] | None = None
 
 
@@ -50,16 +60,25 @@ class OpenvlaPolicy:
     """A loaded model with its text, image path and statistics. One thread calls it at a time; `cancel` may come from another."""
 
     def __init__(self, name: str, model: OpenvlaModel, prompt: PromptEncoder, processor: Processor, image_path: ImagePath,
-                 tokens: ActionTokens, statistics: ActionStatistics, step_s: float, end_id: int, notes: tuple[str, ...] = ()) -> None:
+                 tokens: ActionTokens, statistics: ActionStatistics, step_s: float, end_id: int, notes: tuple[str, ...] = (),
+                 draft: bool = True) -> None:
+        """draft: try the answers before as drafts of the next ones (`decoding.py`)."""
         self.name, self.step_s, self.notes = name, step_s, notes
         self.model, self.prompt, self.processor, self.image_path = model, prompt, processor, image_path
         self.tokens, self.statistics, self.end_id = tokens, statistics, end_id
         self.cancelled = threading.Event()
-        weight = model.projector.fc1.weight
+        weight = model.language_model.model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.patches = model.shape.towers[0].patches
-        self.cache = KeyValueCache(model.shape.decoder, cache_positions(model.shape), self.device, self.dtype)
-        self.batch_cache = self.cache  # grows with the largest batch that came
+        cache = KeyValueCache(model.shape.decoder, cache_positions(model.shape), self.device, self.dtype)
+        self.passes = Passes(model, torch.from_numpy(processor.levels()).to(self.device, self.dtype), cache)
+        self.recorded: RecordedPasses | None = None
+        self.batch_cache = cache  # grows with the largest batch that came
+        self.draft = draft
+        self.answered: list[list[int]] = []
+        """What each row was answered last, where that was a whole action."""
+        self.drafting = deque[tuple[int, int]](maxlen=RECENT)
+        """Passes and confirmed tokens of the latest actions."""
 
     def predict(self, observation: Observation, keep_logits: bool = False) -> Prediction:
         """Run the model once, for any action length the statistics have.
@@ -87,68 +106,104 @@ class OpenvlaPolicy:
         return ActionChunk(steps, self.step_s, observation.stamp_ns, observation.instruction, self.name,
                            prediction.generated_ids, prediction.fault, prediction.stage_ms)
 
-    def prepare(self, observation: Observation) -> PixelArray:
-        """What the towers see of a frame. Any thread may call it, also while the model runs."""
-        return self.processor.to_pixels(self.image_path.apply(observation, self.processor.side))
+    def prepare(self, observation: Observation) -> ByteArray:
+        """The [side, side, 3] picture that the towers see of a frame. Any thread may call it, also while the model runs."""
+        return self.processor.to_picture(self.image_path.apply(observation, self.processor.side))
 
     @torch.inference_mode()
     def predict_batch(self, observations: Sequence[Observation], keep_logits: bool = False,
-                      prepared: Sequence[PixelArray] | None = None) -> list[Prediction]:
-        """`predict` of each, in the same order. Prompts of equal length run together, one group after the other.
+                      prepared: Sequence[ByteArray] | None = None) -> list[Prediction]:
+        """`predict` of each, in the same order, computed together whatever the lengths of their prompts.
 
-        prepared: what `prepare` gave for each, where it was called before. Raises InstructionError before anything ran,
-        NotEnoughMemory if the keys and values of so many rows have no room.
+        prepared: what `prepare` gave for each, where it was called before. With `draft`, row by row the answer of the call before is
+        tried first, where that had as many rows. Raises InstructionError before anything ran, NotEnoughMemory if the keys and values
+        of so many rows have no room.
         """
         self.cancelled.clear()
-        clock = StageClock(self.device)
-        groups: dict[int, list[int]] = {}
+        if not observations:
+            return []
         prompts = [self.encode(observation.instruction) for observation in observations]
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(len(prompt), []).append(row)
-        predictions: dict[int, Prediction] = {}
-        for rows in groups.values():
-            pixels = [self.prepare(observations[row]) if prepared is None else prepared[row] for row in rows]
-            together = self.predict_group(pixels, [prompts[row] for row in rows], keep_logits, clock)
-            predictions.update(zip(rows, together, strict=True))
-        return [predictions[row] for row in range(len(observations))]
-
-    def predict_group(self, pixels: Sequence[PixelArray], prompts: Sequence[Sequence[int]], keep_logits: bool,
-                      clock: StageClock) -> list[Prediction]:
-        """One pass over rows whose prompts are equally long."""
-        cache = self.cache_for(len(pixels))
-        seen = torch.from_numpy(np.stack(pixels)).to(self.device, self.dtype)
+        passes, count = self.passes_for(len(prompts)), self.statistics.length
+        clock = StageClock(self.device)
+        pictures = [self.prepare(observation) for observation in observations] if prepared is None else prepared
         clock.end("preprocess")
-        patches = self.model.see(seen)
+        pixels = passes.look(pictures)
+        clock.end("upload")
+        patches = passes.see(pixels)
         clock.end("vision")
-        logits = self.model.prefill(patches, torch.tensor(prompts, device=self.device), cache)
+        drafts, starts = self.drafts(len(prompts)), [self.patches + len(prompt) for prompt in prompts]
+        logits = passes.prefill(patches, prompts, drafts)
         clock.end("prefill")
-        position, count = self.patches + len(prompts[0]), self.statistics.length
-        answers, all_logits = generate(self.model, logits, position, count, self.end_id, cache, self.cancelled.is_set)
-        finite = torch.isfinite(all_logits).all(dim=-1).cpu().numpy()  # [steps, B]
+        if drafts:
+            decoded = confirm(passes, logits, drafts, starts, count, self.cancelled.is_set, clock.end_pass)
+        else:
+            decoded = greedy(passes, logits, starts, count, self.cancelled.is_set, clock.end_pass)
+        finite = torch.isfinite(decoded.logits).all(dim=-1).cpu().numpy()  # [B, steps]
+        kept = decoded.logits.cpu().numpy() if keep_logits else None
         clock.end("decode")
-        stage_ms = clock.take()
-        return [self.to_prediction(prompts[row], generated, bool(finite[:len(generated), row].all()), stage_ms,
-                                   all_logits[:len(generated), row].cpu().numpy() if keep_logits else None)
-                for row, generated in enumerate(answers)]
+        stage_ms, pass_ms = clock.take()
+        predictions = []
+        for row, ids in enumerate(decoded.ids):
+            generated = cut_behind(ids, self.end_id)
+            sound = bool(finite[row, :len(generated)].all())
+            predictions.append(self.to_prediction(prompts[row], generated, sound, stage_ms, decoded.passes, decoded.confirmed[row], pass_ms,
+                                                  None if kept is None else kept[row, :len(generated)]))
+        if not finite.all():
+            passes.cache.clear()
+        self.answered = [list(each.generated_ids) if len(each.generated_ids) == count and not each.fault else [] for each in predictions]
+        self.drafting.extend((decoded.passes, confirmed) for confirmed in decoded.confirmed)
+        return predictions
 
-    def to_prediction(self, prompt: Sequence[int], generated: list[int], finite: bool, stage_ms: Mapping[str, float],
-                      logits: npt.NDArray[np.float32] | None) -> Prediction:
+    def drafts(self, rows: int) -> list[list[int]]:
+        """Per row what it was answered before, without the last token, which is never read; nothing where nothing is to be tried."""
+        if not self.draft or len(self.answered) != rows or not any(self.answered):
+            return []
+        length = self.statistics.length - 1
+        if any(answer and len(answer) != length + 1 for answer in self.answered):  # of other statistics
+            return []
+        return [answer[:-1] if answer else [0] * length for answer in self.answered] if length else []
+
+    def forget(self) -> None:
+        """The next answers are found without drafts."""
+        self.answered = []
+
+    def facts(self) -> Mapping[str, float]:
+        """For diagnostics: what the latest actions took. Empty before the first."""
+        if not self.drafting:
+            return {}
+        passes, confirmed = np.mean(np.array(self.drafting), axis=0)
+        return {"passes per action": float(passes), "tokens confirmed from the draft": float(confirmed)}
+
+    def passes_for(self, rows: int) -> Passes:
+        """What runs so many rows."""
+        if rows == 1:
+            return self.recorded or self.passes
+        return Passes(self.model, self.passes.levels, self.cache_for(rows))
+
+    def record_passes(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """From now on run single rows in fixed memory: on a GPU as recorded graphs. report: called with (prompt lengths done, in all)."""
+        with torch.inference_mode():
+            self.recorded = RecordedPasses(self.model, self.passes.levels, self.passes.cache, self.statistics.length)
+            self.recorded.warm_up(report)
+
+    def to_prediction(self, prompt: Sequence[int], generated: list[int], finite: bool, stage_ms: Mapping[str, float], passes: int,
+                      confirmed: int, pass_ms: tuple[float, ...], logits: npt.NDArray[np.float32] | None) -> Prediction:
         """What one row's ids mean. finite: whether its logits were."""
         token_ids = last_of_sequence(prompt, generated, self.statistics.length)
         normalized = self.tokens.decode(token_ids)
         return Prediction(tuple(prompt), tuple(generated), tuple(token_ids), normalized, self.statistics.to_metric(normalized),
-                          self.find_fault(generated, finite), stage_ms, logits)
+                          self.find_fault(generated, finite), stage_ms, passes, confirmed, pass_ms, logits)
 
     def cache_for(self, rows: int) -> KeyValueCache:
         """Keys and values for so many rows at once. Made for the largest batch so far and kept. Raises NotEnoughMemory."""
-        shape = self.model.shape.decoder
+        shape, length = self.model.shape.decoder, self.passes.cache.length
         if rows > len(self.batch_cache.keys[0]):
-            needed, available = KeyValueCache.count_bytes(shape, self.cache.length, self.dtype, rows), free_bytes(self.device)
+            needed, available = KeyValueCache.count_bytes(shape, length, self.dtype, rows), free_bytes(self.device)
             if needed > available:
                 raise NotEnoughMemory(f"a batch of {rows} needs {needed / 1e9:.2f} GB on {self.device.type} for its keys and values, but "
                                       f"{available / 1e9:.2f} GB are free. Use smaller batches.")
-            self.batch_cache = KeyValueCache(shape, self.cache.length, self.device, self.dtype, rows)
-        return self.cache if rows == 1 else self.batch_cache.rows(rows)
+            self.batch_cache = KeyValueCache(shape, length, self.device, self.dtype, rows)
+        return self.batch_cache.rows(rows)
 
     def cancel(self) -> None:
         """End the inference in progress at its next decode pass, with a fault. Nothing in progress: no effect."""
@@ -157,7 +212,7 @@ class OpenvlaPolicy:
     def encode(self, instruction: str) -> list[int]:
         """Prompt ids that leave room for the action. Raises InstructionError."""
         ids = self.prompt.encode(instruction)
-        room = self.cache.length - self.patches - self.statistics.length
+        room = self.passes.cache.length - self.patches - self.statistics.length
         if len(ids) > room:
             raise InstructionError(f"instruction takes {len(ids)} tokens with its prompt, at most {room} fit. Say it shorter.")
         return ids
@@ -182,8 +237,11 @@ class OpenvlaPolicy:
         first, second = self_test_frames()
         # Texts of equally many tokens: else positions alone would tell them apart, also for a model that cannot read.
         asked = ((first, "open the drawer"), (second, "open the drawer"), (first, "close the drawer"))
-        plain, other_picture, other_text = predictions = [
-            self.predict(Observation(frame, text, stamp_ns=0), keep_logits=True) for frame, text in asked]
+        predictions = []
+        for frame, text in asked:
+            self.forget()  # the time of an action with no draft is what is promised
+            predictions.append(self.predict(Observation(frame, text, stamp_ns=0), keep_logits=True))
+        plain, other_picture, other_text = predictions
         finite = all(np.isfinite(prediction.logits).all() for prediction in predictions if prediction.logits is not None)
         length, stages = self.statistics.length, other_text.stage_ms
         return (
@@ -201,7 +259,7 @@ class OpenvlaPolicy:
 
     def close(self) -> None:
         """Free weights and cache, GPU memory included. A second call does nothing."""
-        for name in ("model", "cache", "batch_cache"):
+        for name in ("model", "passes", "recorded", "batch_cache"):
             self.__dict__.pop(name, None)
         gc.collect()
         if self.device.type == "cuda":
@@ -209,24 +267,45 @@ class OpenvlaPolicy:
 
 
 class StageClock:
-    """Milliseconds per stage. On a GPU each stage end waits for the device, so that the numbers mean what they say."""
+    """Milliseconds per stage and per pass. On a GPU events mark the ends, and the device is waited for only when they are read."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stage_ms = device, dict[str, float]()
-        self.last = time.perf_counter()
+        self.on_gpu = device.type == "cuda"
+        self.marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self.end("begin")
 
     def end(self, stage: str) -> None:
         """The stage that began when the last one ended is over."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.stage_ms[stage] = (now - self.last) * 1000.0
-        self.last = now
+        if self.on_gpu:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self.marks.append((stage, event))
+        else:
+            self.marks.append((stage, time.perf_counter() * 1000.0))
 
-    def take(self) -> Mapping[str, float]:
-        """The stages since the last call, which are forgotten here."""
-        taken, self.stage_ms = MappingProxyType(self.stage_ms), dict[str, float]()
-        return taken
+    def end_pass(self) -> None:
+        """One pass of the stage that runs is over; the stage goes on."""
+        self.end("")
+
+    def take(self) -> tuple[Mapping[str, float], tuple[float, ...]]:
+        """(duration of each stage, of each pass). Waits for the device."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        stage_ms, pass_ms = dict[str, float](), []
+        begin = self.marks[0][1]
+        for (_, before), (stage, now) in zip(self.marks, self.marks[1:], strict=False):
+            if stage:
+                stage_ms[stage], begin = between_ms(begin, now), now
+            else:
+                pass_ms.append(between_ms(before, now))
+        return MappingProxyType(stage_ms), tuple(pass_ms)
+
+
+def between_ms(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Milliseconds between two marks of a StageClock."""
+    if isinstance(begin, float) or isinstance(end, float):
+        return end - begin  # type: ignore[operator]
+    return float(begin.elapsed_time(end))
 
 
 def compare(name: str, one: Prediction, other: Prediction, broken: str) -> Check:

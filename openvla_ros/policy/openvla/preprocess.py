@@ -138,16 +138,30 @@ class Processor:
 
     @property
     def side(self) -> int:
-        """Side length of the first tower's picture [px]."""
+        """Side length of the picture that all towers look at [px]."""
         return self.towers[0].side
 
-    def to_pixels(self, rgb: ByteArray) -> PixelArray:
-        """[H, W, 3] uint8 -> [3 per tower, side, side] float32, first tower first."""
+    def to_picture(self, rgb: ByteArray) -> ByteArray:
+        """[H, W, 3] uint8 -> the [side, side, 3] uint8 that every tower looks at."""
         picture = Image.fromarray(rgb)
         if self.strategy == "letterbox":
             picture = pad_to_square(picture, self.letterbox_fill)
-        resized = {tower.side: self.resize(picture, tower.side) for tower in self.towers}
-        return np.concatenate([normalize(resized[tower.side], tower) for tower in self.towers])
+        return self.resize(picture, self.side)
+
+    def to_pixels(self, rgb: ByteArray) -> PixelArray:
+        """[H, W, 3] uint8 -> [3 per tower, side, side] float32, first tower first."""
+        return self.shade(self.to_picture(rgb))
+
+    def shade(self, picture: ByteArray) -> PixelArray:
+        """[side, side, 3] uint8 -> [3 per tower, side, side] float32: each grey level as `levels` says."""
+        planes, levels = picture.transpose(2, 0, 1), self.levels()
+        return np.stack([levels[colour][planes[colour % 3]] for colour in range(len(levels))])
+
+    def levels(self) -> PixelArray:
+        """[3 per tower, 256] what each grey level becomes: (value/255 - mean) / std, every step in float32, as the released code."""
+        grey = np.arange(256, dtype=np.float32) / np.float32(255.0)
+        mean, std = (np.array([getattr(tower, name) for tower in self.towers], dtype=np.float32).reshape(-1, 1) for name in ("mean", "std"))
+        return np.asarray((grey - mean) / std, dtype=np.float32)
 
     def resize(self, picture: Image.Image, side: int) -> ByteArray:
         """[side, side, 3] uint8 by the strategy; bicubic. A picture of the right size stays as it is."""
@@ -171,13 +185,6 @@ def pad_to_square(picture: Image.Image, fill: tuple[int, ...]) -> Image.Image:
     square = Image.new("RGB", (width + 2 * across, height + 2 * down), fill)
     square.paste(picture, (across, down))
     return square
-
-
-def normalize(rgb: ByteArray, tower: TowerInput) -> PixelArray:
-    """[H, W, 3] uint8 -> [3, H, W] float32, (value/255 - mean) / std, every step in float32."""
-    pixels = rgb.transpose(2, 0, 1).astype(np.float32) / np.float32(255.0)
-    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (tower.mean, tower.std))
-    return np.asarray((pixels - mean) / std, dtype=np.float32)
 
 
 def read_processor(folder: Path) -> Processor:
@@ -209,7 +216,9 @@ def parse_processor(content: dict[str, Any]) -> Processor:
                                                      for mean, std in zip(content["means"], content["stds"], strict=True)]
     towers = tuple(TowerInput(side, tuple(map(float, item["mean"])), tuple(map(float, item["std"])))
                    for side, item in zip(sides, stored, strict=True))
-    if not towers or any(len(tower.mean) != 3 or len(tower.std) != 3 or min(tower.std) <= 0 for tower in towers):
+    if len(set(sides)) != 1:
+        raise ValueError(f"input sizes {sides} differ, but all towers look at one picture")
+    if any(len(tower.mean) != 3 or len(tower.std) != 3 or min(tower.std) <= 0 for tower in towers):
         raise ValueError("mean and std must be three numbers per tower, std above 0")
     fill = content.get("tvf_letterbox_fill") or [int(255 * value) for value in content["means"][-1]]
     return Processor(strategy, towers, tuple(int(value) for value in fill))

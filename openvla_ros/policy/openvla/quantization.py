@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits by bitsandbytes, which is imported only when one of them is asked for. Neither is exact."""
+"""Which weights are kept in few bits, and how: by bitsandbytes (int8, nf4), imported when asked for, or by our w8a8. None is exact."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from torch import Tensor, nn
 
 from openvla_ros.errors import ConfigurationError, DependencyMissing
 
-BYTES_PER_WEIGHT = {"int8": 1.0, "nf4": 0.52}
-"""Kept per weight: int8 one byte (plus a scale per row), NF4 half a byte plus its doubly quantised scales."""
+BY_BITSANDBYTES = ("int8", "nf4")
+
+BYTES_PER_WEIGHT = {"int8": 1.0, "nf4": 0.52, "w8a8": 1.01}
+"""Kept per weight: one byte and a scale per row, or NF4's half a byte and its doubly quantised scales."""
 
 WIDTH_STEP = 32
 """What the library's kernels count in."""
 
-TRANSIENT_BYTES_PER_WEIGHT = 17
-"""Peak while one tensor is being quantised, beside what is kept (measured with NF4 on the CPU: 0.77 GB for 45 M weights)."""
+TRANSIENT_BYTES_PER_WEIGHT = {"int8": 17, "nf4": 17, "w8a8": 17}
+"""Peak while one tensor is being quantised, beside what is kept (measured with NF4 on the CPU: 0.77 GB for 45 M weights). w8a8 joins two
+tensors, and has them as they were, joined, in float32 and in 8 bits."""
 
 NOTES = {
     "none": "",
     "int8": "int8 quantisation (bitsandbytes): actions are not exactly those of the unquantised model",
     "nf4": "NF4 4-bit quantisation (bitsandbytes): actions are not exactly those of the unquantised model",
+    "w8a8": "w8a8 quantisation (weights and activations of the decoder in 8 bits): actions are not exactly those of the unquantised model",
 }
 
 

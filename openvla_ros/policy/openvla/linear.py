@@ -1,0 +1,116 @@
+"""Linear layers for inference: weights laid out once as the matrix units of a CPU read them, and weights and rows in 8 bits.
+
+`PackedLinear` is exact: the same sums as torch's own layer, whose plain layout costs a third of the speed on a CPU
+(docs/performance.md). `Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LARGEST = 127.0
+"""Of the 8-bit numbers used, on both sides of zero."""
+
+SMALLEST_SCALE = 1e-12
+"""Stands in for the scale of a row of zeros."""
+
+CUDA_ROWS = 32
+"""cuBLAS multiplies 8-bit matrices of more than 16 rows only; fewer are filled up to so many."""
+
+
+def join_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """One layer that gives the outputs of several, side by side, from one pass over their common input. None of them has a bias.
+
+    Joined tensors are copies: drop the layers that they came from.
+    """
+    weight = torch.cat([layer.weight for layer in layers])
+    with torch.device("meta"):
+        joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    return joined
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on the CPU whose weight lies in oneDNN's own blocked layout. Ask `can_pack` before."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]"""
+        return torch.ops.mkldnn._linear_pointwise(tokens, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=8)
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch on this CPU multiplies by packed weights, and gives what its own layer gives. Tried out, once per type."""
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(96, 80).to(dtype)
+    tokens = torch.randn(1, 5, 96, generator=generator).to(dtype)
+    with torch.inference_mode():
+        expected = layer(tokens).float()
+        try:
+            packed = PackedLinear(layer)
+            found = [packed(tokens).float(), packed(tokens[:, :1]).float()]
+        except (AttributeError, RuntimeError):  # a torch without the operation, a CPU without bfloat16
+            return False
+    # Not more than the last digit of the type, once each way.
+    close = 4.0 * torch.finfo(dtype).eps * float(expected.abs().max())
+    return all(float((result - expected[:, :result.shape[1]]).abs().max()) <= close for result in found)
+
+
+class Int8Linear(nn.Module):
+    """Weight in 8 bits with a scale per output, every row of the input in 8 bits with a scale of its own; sums in 32-bit integers."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """layer: without bias."""
+        super().__init__()
+        weight = layer.weight.detach()
+        self.scale = (weight.abs().amax(dim=1).float() / LARGEST).clamp_min(SMALLEST_SCALE)  # [outputs]
+        whole = (weight / self.scale[:, None]).round_().to(torch.int8)
+        self.by_onednn = weight.device.type == "cpu" and can_multiply_int8()
+        self.weight = torch.ops.onednn.qlinear_prepack(whole, None) if self.by_onednn else whole
+        self.zero = torch.zeros(len(weight), dtype=torch.int32)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs] of the same type"""
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        row_scale = (rows.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp_min(SMALLEST_SCALE)  # NaN stays NaN
+        whole = torch.round(rows / row_scale).to(torch.int8)
+        if self.by_onednn:
+            sums = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32,
+                                                      "none", [], "")
+        else:
+            sums = multiply_int8(whole, self.weight) * self.scale
+        return (sums * row_scale).to(tokens.dtype).view(*tokens.shape[:-1], -1)
+
+
+def multiply_int8(rows: Tensor, weight: Tensor) -> Tensor:
+    """[R, inputs] by [outputs, inputs], both int8 -> [R, outputs] int32, exact."""
+    count = len(rows)
+    if rows.device.type == "cuda" and count < CUDA_ROWS:
+        rows = functional.pad(rows, (0, 0, 0, CUDA_ROWS - count))
+    product: Tensor = torch._int_mm(rows, weight.t())
+    return product[:count]
+
+
+@lru_cache(maxsize=1)
+def can_multiply_int8() -> bool:
+    """Whether this torch on this CPU multiplies packed 8-bit weights, and right. Tried out, once."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randint(-127, 128, size, generator=generator).to(torch.int8) for size in ((5, 96), (80, 96)))
+    exact = rows.long() @ weight.long().t()
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        found = torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, packed, torch.ones(80), torch.zeros(80, dtype=torch.int32), None, 1.0, 0,
+                                                   torch.float32, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((found.double() == exact.double()).all())
