@@ -26,7 +26,7 @@ MAY_USE: dict[str, set[str] | None] = {
     "training": FOUNDATION | {"bags", "policy", "simulation", "observation"},
     "ros": {*FOUNDATION, "observation", "policy", "action", "bags", "simulation"},
     "regression": {*FOUNDATION, "observation", "policy", "action", "bags"},
-    "benchmark": {*FOUNDATION, "observation", "policy", "action", "bags", "simulation", "ros"},
+    "benchmark": None,
     "pytest_plugin": {"errors", "regression"},
     "cli": None,
 }

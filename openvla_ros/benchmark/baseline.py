@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from openvla_ros.contract import FloatArray, Observation
-from openvla_ros.errors import DependencyMissing
+from openvla_ros.errors import DependencyMissing, NotEnoughMemory
 from openvla_ros.policy.openvla.attention import attend_sdpa
-from openvla_ros.policy.openvla.checkpoint import TensorSource
+from openvla_ros.policy.openvla.checkpoint import WORKING_BYTES, TensorSource
 from openvla_ros.policy.openvla.language import DecoderShape
+from openvla_ros.policy.openvla.memory import free_bytes
 from openvla_ros.policy.openvla.model import ModelShape, Projector
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy
 from openvla_ros.policy.openvla.preprocess import Processor, TowerInput, pad_to_square
@@ -46,7 +47,7 @@ class Baseline:
 
     def __init__(self, policy: OpenvlaPolicy, source: TensorSource) -> None:
         """source: where the policy's weights came from, for those it does not keep: the towers' last blocks, and what its engine has laid
-        out in another way. Raises DependencyMissing without transformers."""
+        out in another way. Raises DependencyMissing without transformers, NotEnoughMemory where a copy of those has no room."""
         self.policy, self.device, self.dtype = policy, policy.device, policy.dtype
         shape = policy.model.shape
         with torch.device("meta"):
@@ -54,10 +55,11 @@ class Baseline:
             self.projector = Projector(shape)
             self.llama = build_llama(shape.decoder)
         tensors = Tensors(published_tensors(policy.model), source, self.device, self.dtype)
-        for prefix, module in zip(("vision_backbone.featurizer.", "vision_backbone.fused_featurizer."), self.towers, strict=False):
+        parts = {"projector.": self.projector, "language_model.": self.llama}
+        parts |= dict(zip(("vision_backbone.featurizer.", "vision_backbone.fused_featurizer."), self.towers, strict=False))
+        tensors.check_memory(parts)
+        for prefix, module in parts.items():
             tensors.fill(module, prefix)
-        tensors.fill(self.projector, "projector.")
-        tensors.fill(self.llama, "language_model.")
         self.own_bytes = tensors.own_bytes
         self.rotary_on_device()
         known = inspect.signature(type(self.llama.model).forward).parameters
@@ -175,6 +177,15 @@ class Tensors:
 
     def __init__(self, shared: Mapping[str, Tensor], source: TensorSource, device: torch.device, dtype: torch.dtype) -> None:
         self.shared, self.source, self.device, self.dtype, self.own_bytes = shared, source, device, dtype, 0
+
+    def check_memory(self, parts: Mapping[str, nn.Module]) -> None:
+        """Raise NotEnoughMemory if what is not shared has no room."""
+        needed = sum(tensor.numel() * self.dtype.itemsize for prefix, module in parts.items()
+                     for name, tensor in module.state_dict().items() if prefix + name not in self.shared)
+        available = free_bytes(self.device)
+        if needed + WORKING_BYTES > available:
+            raise NotEnoughMemory(f"the baseline needs {needed / 1e9:.2f} GB for weights of its own, which the engine has laid out in "
+                                  f"another way, but {available / 1e9:.2f} GB are free. Measure it on a machine with more memory.")
 
     def fill(self, module: nn.Module, prefix: str) -> None:
         """Give `module` all of its parameters, in place. prefix: of their published names."""

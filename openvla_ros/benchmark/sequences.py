@@ -6,6 +6,7 @@ Comes in: a loaded policy, and layouts or a bag; goes out: one array of action i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,14 +14,56 @@ import numpy as np
 
 from openvla_ros.bags.frames import Frame, frames, select
 from openvla_ros.bags.read import SECOND_NS, Recording
-from openvla_ros.benchmark.acceptance import IdArray
+from openvla_ros.benchmark.acceptance import Acceptance, IdArray, acceptance
 from openvla_ros.contract import ActionChunk, Observation
+from openvla_ros.policy.catalogue import DEFAULT, load_policy, read_profile
 from openvla_ros.policy.openvla.tokens import ActionTokens
-from openvla_ros.policy.statistics import ActionStatistics
+from openvla_ros.policy.statistics import ActionStatistics, check_statistics
 from openvla_ros.robot import Limits
 
 SAME_EPISODE_NS = SECOND_NS // 2
 """Frames further apart than this belong to different episodes: the previous action is then no neighbour."""
+
+
+KINDS = ("reach", "pick", "place")
+"""Tasks of the simulation."""
+
+FIRST_SEED = 1000
+"""Layouts of the evaluation: neither training nor its supervision saw them."""
+
+
+def all_acceptances(checkpoint: str, unnorm_key: str, bags: Sequence[Path], episodes: int,
+                    progress: Callable[[str, int, int], None] = lambda text, done, total: None) -> list[Acceptance]:
+    """The shipped policy in closed loop; for each bag its recorded actions and, with a checkpoint, what that one answers to its frames.
+
+    progress: called with (what, done, in all). Raises OpenvlaRosError.
+    """
+    from openvla_ros.ros.profile import read_robot
+
+    policy, limits, found = load_policy(read_profile(DEFAULT)), read_robot("wx250s_sim").limits, list[Acceptance | None]()
+    for kind in KINDS:
+        seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+        ids, successes = closed_loop_ids(policy, limits, kind, seeds, partial(progress, f"{kind} in the simulation"))
+        found.append(acceptance(f"shipped policy, {kind} ({successes} of {episodes} done)", ids))
+    policy.close()
+    if not bags:
+        return [one for one in found if one is not None]
+    other = load_policy(read_profile("openvla-7b", checkpoint=checkpoint, unnorm_key=unnorm_key)) if checkpoint else None
+    tokens, statistics = bridge_coding() if other is None else (other.tokens, other.statistics)  # type: ignore[attr-defined]
+    for number, bag in enumerate(bags):
+        progress(bag.name, number, len(bags))
+        found.append(acceptance(f"{bag.name}, recorded actions", demonstrated_ids(bag, tokens, statistics)))
+        if other is not None:
+            notes = "".join(f" ({note.partition(':')[0]})" for note in other.notes)
+            found.append(acceptance(f"{bag.name}, {other.name}{notes}", recorded_ids(other, bag)))
+    return [one for one in found if one is not None]
+
+
+def bridge_coding() -> tuple[ActionTokens, ActionStatistics]:
+    """How openvla-7b says BridgeData's actions: its published bins and quantiles."""
+    q01 = [-0.02872725, -0.04170350, -0.02609386, -0.08092105, -0.09288700, -0.20718276, 0.0]
+    q99 = [0.02830968, 0.04085525, 0.04016159, 0.08192048, 0.07792850, 0.20382575, 1.0]
+    return ActionTokens(32000), check_statistics("bridge_orig", {"action": {"q01": q01, "q99": q99, "mask": [True] * 6 + [False]}})
 
 
 class Predicting(Protocol):
@@ -31,12 +74,15 @@ class Predicting(Protocol):
 
 
 def closed_loop_ids(policy: Predicting, limits: Limits, kind: str, seeds: Sequence[int],
-                    progress: Callable[[], None] = lambda: None) -> tuple[list[IdArray], int]:
-    """The policy does a task in the simulation: (ids per episode, episodes in which it was done). limits: of the robot's profile."""
+                    progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[list[IdArray], int]:
+    """The policy does a task in the simulation: (ids per episode, episodes in which it was done). limits: of the robot's profile.
+
+    progress: called with (episodes done, episodes in all).
+    """
     from openvla_ros.simulation.evaluate import evaluate  # late: MuJoCo takes a moment
 
     episodes, successes = list[IdArray](), 0
-    for seed in seeds:
+    for done, seed in enumerate(seeds, start=1):
         seen: list[tuple[int, ...]] = []
 
         def act(observations: Sequence[Observation], seen: list[tuple[int, ...]] = seen) -> list[ActionChunk]:
@@ -46,17 +92,16 @@ def closed_loop_ids(policy: Predicting, limits: Limits, kind: str, seeds: Sequen
 
         successes += evaluate(act, limits, [kind], [seed], batch=1)[kind].successes
         episodes += [to_array(seen)] if seen else []
-        progress()
+        progress(done, len(seeds))
     return episodes, successes
 
 
-def recorded_ids(policy: Predicting, bag: Path, progress: Callable[[], None] = lambda: None) -> list[IdArray]:
+def recorded_ids(policy: Predicting, bag: Path) -> list[IdArray]:
     """What the policy answers to consecutive frames of a recording. Raises BagError."""
     def answers() -> Iterator[tuple[Frame, tuple[int, ...]]]:
         for frame in decoded_frames(bag):
             if frame.rgb is not None:
                 yield frame, tuple(policy.act(Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg)).token_ids)
-                progress()
 
     return split_episodes(answers())
 

@@ -108,8 +108,8 @@ def random_policy(size: str, device: torch.device, dtype: torch.dtype, quantizat
                   report: Callable[[int, int], None] = lambda done, total: None) -> tuple[OpenvlaPolicy, RandomSource]:
     """A policy of that size, and where its weights came from. The same seed gives the same weights, before they are quantised.
 
-    report: called with (tensors done, tensors in all). Raises ConfigurationError for an unknown size, NotEnoughMemory before the first
-    tensor is made, DependencyMissing.
+    report: called with (tensors done, tensors in all), on a GPU then with recorded passes. Raises ConfigurationError for an unknown size,
+    NotEnoughMemory before the first tensor is made, DependencyMissing.
     """
     if size not in SIZES:
         raise ConfigurationError(f"size is {size!r}, expected one of {', '.join(SIZES)}.")
@@ -123,6 +123,8 @@ def random_policy(size: str, device: torch.device, dtype: torch.dtype, quantizat
     # The tokenizer of the small size: its ids are ids of the larger vocabularies too, and its prompts as long as Llama's.
     policy = OpenvlaPolicy(size, model, make_prompt_encoder(WORDS, TINY), make_processor(shape), ImagePath(), make_action_tokens(shape),
                            statistics(), STEP_S, END_ID, notes)
+    if device.type == "cuda":
+        policy.record_passes(report)
     return policy, source
 
 

@@ -1,256 +1,246 @@
-"""`openvla-ros bench`: how long the parts of the package take on this machine, and how that compares with an earlier run.
+"""`openvla-ros bench`: how fast the package is on this machine, and against what: the device's limits, the released way, an earlier run.
 
-The only place where speed is measured: no test asserts a time. A new row is a function that prepares one call, and a line in ITEMS.
+The only place where speed is measured: no test asserts a time. What is measured is in `benchmark/`; here it is chosen and shown.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from importlib import import_module
 from pathlib import Path
-from time import perf_counter_ns
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from openvla_ros.contract import Action, ActionChunk, ChunkIdentity, FloatArray, Pose, ReceivedChunk, RobotState
+from openvla_ros.benchmark.parts import ITEMS, TICK_US, Measured, measure
+from openvla_ros.cli.bench_parts import as_plain, machine, read_earlier, show
 from openvla_ros.errors import ConfigurationError, DependencyMissing
-from openvla_ros.share import share_folder
 
-TICK_US = 1e6 / 30.0
-"""Period of command_node's default rate: what all of its work in one tick must stay far below."""
+if TYPE_CHECKING:
+    from openvla_ros.benchmark.engine import Plan
 
-WIDOWX_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
-WIDOWX_AT_WORK = np.array([-0.1, -0.3, 0.45, 0.1, 1.2, -0.2])  # over the table, as in BridgeData's episodes
+SECTIONS = ("parts", "engine", "acceptance", "nodes", "decoding")
+DEFAULT_SECTIONS = ("parts", "engine", "nodes", "decoding")
+"""What is measured unless something else is asked for. acceptance takes minutes, and says nothing about this machine."""
 
-Call = Callable[[], object]
+SIZES = ("tiny", "mid", "7b")
+QUANTIZATIONS = ("int8", "nf4", "w8a8")
+FRAMES = 16
+"""Pictures that the engine is shown in turn."""
 
+MARGINS: Mapping[str, float] = {"float32": 0.01, "bfloat16": 0.5}
+"""Bound of the margin rule: ids must be the baseline's where its largest two logits are further apart."""
 
-@dataclass(frozen=True)
-class Measured:
-    """Durations of single calls of one item. skipped: why there are none; empty when it was measured."""
-
-    name: str
-    calls: int = 0
-    median_us: float = float("nan")
-    p99_us: float = float("nan")
-    skipped: str = ""
+Say = Callable[[str], None]
 
 
 def main(
-    seconds: Annotated[float, typer.Option(min=0.01, max=600.0, help="Time to spend on each row [s].")] = 1.0,
-    only: Annotated[str, typer.Option(help="Measure only rows whose name holds this text.")] = "",
-    against: Annotated[Path | None, typer.Option(help="Output of an earlier `bench --json`, to be shown beside.")] = None,
+    sections: Annotated[str, typer.Option(help=f"Some of {', '.join(SECTIONS)}. \\[default: {','.join(DEFAULT_SECTIONS)}]")] = "",
+    size: Annotated[str, typer.Option(help="Random network for the engine: tiny, mid (0.7 B parameters) or 7b (openvla-7b's shapes). "
+                                      "\\[default: 7b on a GPU, else mid]")] = "",
+    checkpoint: Annotated[str, typer.Option(help="Real weights for the engine instead: a folder or hub name.")] = "",
+    unnorm_key: Annotated[str, typer.Option(help="Action statistics of the checkpoint. Optional where there is only one.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    quantization: Annotated[str, typer.Option("--quantization", "--modes", help="Also measure the engine with weights of these kinds: "
+                                              f"some of {', '.join(QUANTIZATIONS)} with commas between, or none.")] = "w8a8",
+    batch: Annotated[str, typer.Option(help="Observations at once, for the throughput of the engine.")] = "1,2,4,8",
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of the engine's modes; 0 for about a minute.")] = 0,
+    margin: Annotated[float, typer.Option(help="Ids must be equal where the baseline's two largest logits differ by more. "
+                                          "\\[default: 0.5 for bfloat16, 0.01 for float32]")] = -1.0,
+    bag: Annotated[list[Path] | None, typer.Option(help="Recordings: frames for the engine, drafts for acceptance, decoding.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, max=1000, help="Episodes per task, for acceptance in the simulation.")] = 20,
+    picture: Annotated[Path | None, typer.Option(help="Draw the engine's result into this .png file.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, max=600.0, help="Time to spend on each row of parts [s].")] = 1.0,
+    only: Annotated[str, typer.Option(help="Measure only parts whose name holds this text, and no other section.")] = "",
+    against: Annotated[Path | None, typer.Option(help="Output of an earlier `bench --json`: its parts are shown beside.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> None:
-    """Measure how long the parts of the package take here: median and 99th percentile of single calls.
+    """Measure how fast the package is here: parts of the command side, the engine beside the released way, ROS, replay.
 
-    Close other programs first: what they take shows in the 99th percentile. A row whose library is not installed is skipped.
+    Close other programs first: what they take shows in the 99th percentile. What cannot be measured here is skipped with the reason.
     """
+    chosen = listed("--sections", sections, SECTIONS) or (("parts",) if only else DEFAULT_SECTIONS)
     rows = {name: prepare for name, prepare in ITEMS.items() if only in name}
     if not rows:
         raise ConfigurationError(f"--only {only!r} fits no row; there are: {'; '.join(ITEMS)}.")
     earlier = {} if against is None else read_earlier(against)
-    with Progress(TextColumn("bench {task.description}"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True, quiet=as_json),
-                  transient=True) as bar:
-        task, measured = bar.add_task("", total=len(rows)), []
-        for name, prepare in rows.items():
-            bar.update(task, description=name)
-            measured.append(measure(name, prepare, seconds))
-            bar.advance(task)
+    kinds, rows_at_once = check_engine(size, device, dtype, quantization, batch)
+    if picture is not None:
+        from openvla_ros.benchmark.picture import check_picture  # late: torch
+
+        check_picture(picture)
+        if "engine" not in chosen:
+            raise ConfigurationError("--picture shows the engine, which --sections leaves out.")
+    content: dict[str, Any] = {"machine": machine(), "tick_us": TICK_US, "skipped": {}}
+    measured: list[Measured] = []
+    with progress_lines(as_json) as (say, bar):
+        for section in chosen:
+            try:
+                if section == "parts":
+                    measured = measure_parts(rows, seconds, bar)
+                    content["items"] = [as_plain(row, earlier) for row in measured]
+                elif section == "engine":
+                    content[section] = measure_engine(size, checkpoint, unnorm_key, device, dtype, kinds, rows_at_once, rounds, margin,
+                                                      bag or [], bar)
+                elif section == "acceptance":
+                    content[section] = measure_acceptance(checkpoint, unnorm_key, bag or [], episodes, bar)
+                else:
+                    content[section] = measure_with_ros(section, bag or [], say)
+            except DependencyMissing as error:
+                content["skipped"][section] = str(error)
+    if picture is not None and "engine" in content:
+        from openvla_ros.benchmark.picture import write_picture
+
+        write_picture(content["engine"], picture)
     if as_json:
-        print(json.dumps({"machine": machine(), "tick_us": TICK_US, "items": [as_plain(row, earlier) for row in measured]}))
-    else:
+        print(json.dumps(content))
+        return
+    show_all(content, measured, earlier)
+    if picture is not None:
+        typer.echo(f"picture: {picture}")
+
+
+def listed(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """A list with commas, in its own order. Raises ConfigurationError."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigurationError(f"{option} has {unknown[0]!r}, expected some of {', '.join(known)}.")
+    return names
+
+
+def check_engine(size: str, device: str, dtype: str, quantization: str, batch: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(kinds of quantised weights, batch sizes), before anything is measured. Raises ConfigurationError."""
+    for option, value, known in (("--size", size, ("", *SIZES)), ("--device", device, ("auto", "cpu", "cuda")),
+                                 ("--dtype", dtype, tuple(MARGINS))):
+        if value not in known:
+            raise ConfigurationError(f"{option} is {value!r}, expected one of {', '.join(filter(None, known))}.")
+    kinds = tuple(kind for kind in listed("--quantization", quantization, ("none", *QUANTIZATIONS)) if kind != "none")
+    try:
+        sizes = tuple(dict.fromkeys(int(number) for number in batch.split(",") if number.strip()))
+    except ValueError:
+        sizes = (0,)
+    if any(not 1 <= number <= 256 for number in sizes):
+        raise ConfigurationError(f"--batch is {batch!r}, expected numbers from 1 to 256 with commas between.")
+    return kinds, sizes
+
+
+@contextmanager
+def progress_lines(quiet: bool) -> Iterator[tuple[Say, Callable[[str, int, int], None]]]:
+    """A bar on stderr, as two functions: (text), and (text, done, in all)."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("bench {task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def bar(text: str, done: int, total: int) -> None:
+            progress.update(task, description=text, completed=done, total=total)
+
+        yield lambda text: progress.update(task, description=text, completed=0, total=None), bar
+
+
+def measure_parts(rows: Mapping[str, Callable[[], Any]], seconds: float, bar: Callable[[str, int, int], None]) -> list[Measured]:
+    """The rows of `benchmark/parts.py`."""
+    measured = list[Measured]()
+    for name, prepare in rows.items():
+        bar(name, len(measured), len(rows))
+        measured.append(measure(name, prepare, seconds))
+    return measured
+
+
+def measure_engine(size: str, checkpoint: str, unnorm_key: str, device: str, dtype: str, kinds: tuple[str, ...], batches: tuple[int, ...],
+                   rounds: int, margin: float, bags: list[Path], bar: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """The section `engine`, as `benchmark/table.py` has it. Raises OpenvlaRosError."""
+    engine, table, pictures = need_torch("engine"), need_torch("table"), need_torch("pictures")
+    if not size:
+        size = "7b" if engine.choose_device(device).type == "cuda" else "mid"
+    frames = pictures.recorded_frames(bags[0], FRAMES) if bags else pictures.made_frames(FRAMES)
+    plan: Plan = engine.Plan(size, checkpoint, unnorm_key, device, dtype, kinds, batches, rounds, frames,
+                             MARGINS[dtype] if margin < 0 else margin)
+    report = engine.run(plan, lambda what, done, total: bar(f"loading {what}", done, total), lambda done, total: bar("rounds", done, total))
+    return dict(table.to_mapping(report))
+
+
+def measure_acceptance(checkpoint: str, unnorm_key: str, bags: list[Path], episodes: int,
+                       bar: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+    """The section `acceptance`: the shipped policy in the simulation; with bags the checkpoint on them, and their recorded actions."""
+    sequences = need_torch("sequences")
+    return [found.to_mapping() for found in sequences.all_acceptances(checkpoint, unnorm_key, bags, episodes, bar)]
+
+
+def measure_with_ros(section: str, bags: list[Path], say: Say) -> Any:
+    """The sections `nodes` and `decoding`: dataclasses of numbers, as plain values. Raises OpenvlaRosError."""
+    try:
+        module = import_module(f"openvla_ros.benchmark.{section}")
+    except ModuleNotFoundError as error:
+        raise DependencyMissing(f"the section {section} needs {error.name!r}, which cannot be imported here.") from error
+    found = module.measure_nodes(report=say) if section == "nodes" else module.measure_decoding(bags[0] if bags else None, report=say)
+    return [asdict(row) for row in found] if isinstance(found, tuple) else asdict(found) if is_dataclass(found) else found  # type: ignore[arg-type]
+
+
+def need_torch(module: str) -> Any:
+    """A module of the benchmark that needs torch. Raises DependencyMissing."""
+    try:
+        return import_module(f"openvla_ros.benchmark.{module}")
+    except ModuleNotFoundError as error:
+        raise DependencyMissing(f"the engine needs the Python package {error.name!r}, which is not installed. Install it with: "
+                                "pip install 'openvla-ros[policy]'") from error
+
+
+def show_all(content: Mapping[str, Any], measured: list[Measured], earlier: dict[str, float]) -> None:
+    """Every section that was measured, and why the others were not."""
+    console = Console()
+    if measured:
         show(measured, earlier)
+    if "engine" in content:
+        need_torch("table").show(content["engine"], console)
+    if "acceptance" in content:
+        show_acceptance(content["acceptance"], console)
+    for section in ("nodes", "decoding"):
+        if section in content:
+            show_plain(section, content[section], console)
+    for section, reason in content["skipped"].items():
+        console.print(f"{section} skipped: {reason}", markup=False, highlight=False)
 
 
-def measure(name: str, prepare: Callable[[], Call], seconds: float) -> Measured:
-    """Call again and again, at least ten times and for a tenth of the time as a warm-up; each call is timed by itself."""
-    try:
-        call = prepare()
-    except DependencyMissing as error:
-        return Measured(name, skipped=str(error))
-    time_calls(call, seconds / 10)
-    durations_us = np.array(time_calls(call, seconds)) / 1e3
-    return Measured(name, len(durations_us), float(np.median(durations_us)), float(np.percentile(durations_us, 99)))
+def show_acceptance(rows: list[dict[str, Any]], console: Console) -> None:
+    """How often each number keeps its bin, and the passes that drafts would take."""
+    from openvla_ros.contract import ACTION_NAMES
 
-
-def time_calls(call: Call, seconds: float) -> list[int]:
-    """Durations [ns] of calls one after the other."""
-    durations_ns: list[int] = []
-    end_ns = perf_counter_ns() + round(seconds * 1e9)
-    while (before_ns := perf_counter_ns()) < end_ns or len(durations_ns) < 10:
-        call()
-        durations_ns.append(perf_counter_ns() - before_ns)
-    return durations_ns
-
-
-# The rows: each function prepares everything and returns the call that is measured. What it imports, only it needs.
-
-
-def forward_kinematics() -> Call:
-    """One pose of the WidowX from its six joint positions."""
-    arm, positions = widowx(), itertools.cycle(WIDOWX_AT_WORK + np.random.default_rng(0).uniform(-0.3, 0.3, (200, 6)))
-    return lambda: arm.forward(next(positions))
-
-
-def inverse_kinematics_tick() -> Call:
-    """A target one tick ahead: what a position output asks for 30 times per second."""
-    return inverse_kinematics(translation_m=0.05 / 6, rotation_rad=0.25 / 6)
-
-
-def inverse_kinematics_step() -> Call:
-    """A target one largest step ahead: what a trajectory output asks for."""
-    return inverse_kinematics(translation_m=0.05, rotation_rad=0.25)
-
-
-def inverse_kinematics_out_of_reach() -> Call:
-    """A target a metre away: the search ends with a verdict, after the most iterations."""
-    return inverse_kinematics(translation_m=1.0, rotation_rad=0.0)
-
-
-def inverse_kinematics(translation_m: float, rotation_rad: float) -> Call:
-    """Targets in random directions from poses over the table, each with the seed that it comes from."""
-    from openvla_ros.action.pose import moved
-
-    arm, random = widowx(), np.random.default_rng(1)
-
-    def problem() -> tuple[Pose, FloatArray]:
-        seed = WIDOWX_AT_WORK + random.uniform(-0.3, 0.3, 6)
-        along, about = (vector / np.linalg.norm(vector) for vector in random.normal(size=(2, 3)))
-        return moved(arm.forward(seed), along * translation_m, about * rotation_rad), seed
-
-    problems = itertools.cycle([problem() for _ in range(200)])
-    return lambda: arm.inverse(*next(problems))
-
-
-def widowx() -> Any:
-    """Kinematics of the arm whose URDF is shipped."""
-    from openvla_ros.action.kinematics import Kinematics
-
-    urdf = (share_folder() / "config" / "robots" / "wx250s.urdf").read_text(encoding="utf-8")
-    return Kinematics(urdf, "wx250s/ee_gripper_link", WIDOWX_JOINTS)
-
-
-def safety_chain() -> Call:
-    """All rules on one step, every second one too long."""
-    from openvla_ros.action.safety import Situation, judge
-    from openvla_ros.ros.profile import read_robot
-
-    situation = Situation(0.2, 0.6, read_robot("wx250s").limits)
-    steps = itertools.cycle([Action.from_vector([size, 0.01, -0.01, 0.1, 0.0, size, 1.0]) for size in (0.01, 0.5)])
-    return lambda: judge(next(steps), situation)
-
-
-def pilot_tick() -> Call:
-    """One tick of the pure core while the policy drives, with a new chunk at every sixth, as at 5 Hz. No arm is measured."""
-    return _pilot("wx250s_replay", "servo_twist")
-
-
-def pilot_tick_joints() -> Call:
-    """The same with an arm that follows exactly: forward kinematics of the joint states, all rules, and inverse kinematics."""
-    return _pilot("wx250s", "interbotix")
-
-
-def _pilot(robot: str, output: str) -> Call:
-    from openvla_ros.action.pilot import Inputs, Now, Pilot, Settings
-    from openvla_ros.ros.profile import read_robot
-
-    profile, settings = read_robot(robot).through(output), Settings()
-    pilot, period_ns = Pilot(profile, settings, widowx() if profile.arm else None), round(1e9 / settings.rate_hz)
-    numbers, start_ns = itertools.count(1), 1_700_000_000_000_000_000
-    joints = WIDOWX_AT_WORK
-
-    def measured(now_ns: int) -> RobotState | None:
-        return RobotState(WIDOWX_JOINTS, joints, np.zeros(0), np.zeros(0), now_ns) if profile.arm else None
-
-    def call() -> object:
-        nonlocal joints
-        number = next(numbers)
-        now_ns, sign = start_ns + number * period_ns, 1.0 if number // 6 % 2 else -1.0  # to and fro, so it never arrives anywhere
-        step = Action.from_vector([0.02 * sign, 0.01 * sign, -0.01 * sign, 0.05 * sign, 0.0, 0.1 * sign, 1.0])
-        chunk = ReceivedChunk(ActionChunk((step,), 0.2, now_ns), ChunkIdentity(1, 1, number), profile.base_frame)
-        decision = pilot.step(Now(now_ns, now_ns), measured(now_ns), Inputs(received=(chunk,) if number % 6 == 0 else ()))
-        if decision.motion is not None and decision.motion.joints is not None:
-            joints = decision.motion.joints
-        return decision
-
-    pilot.step(Now(start_ns, start_ns), measured(start_ns))
-    pilot.resume(Now(start_ns, start_ns))
-    return call
-
-
-ITEMS: dict[str, Callable[[], Call]] = {
-    "forward kinematics": forward_kinematics,
-    "inverse kinematics, a tick ahead": inverse_kinematics_tick,
-    "inverse kinematics, a step ahead": inverse_kinematics_step,
-    "inverse kinematics, out of reach": inverse_kinematics_out_of_reach,
-    "safety chain, one step": safety_chain,
-    "pilot, one tick": pilot_tick,
-    "pilot, one tick through the joints": pilot_tick_joints,
-}
-"""Row -> what prepares its call. A name is what `--against` finds an earlier number by."""
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers belong to."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    return {"processor": processor, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "system": platform.platform(),
-            "python": platform.python_version(), "numpy": np.__version__}
-
-
-def read_earlier(path: Path) -> dict[str, float]:
-    """Medians [us] by name out of an earlier `--json`. Raises ConfigurationError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {item["name"]: float(item["median_us"]) for item in content["items"] if item["median_us"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"--against {path} is not the output of openvla-ros bench --json: {error!r}. "
-                                 "Write one with: openvla-ros bench --json > before.json") from error
-
-
-def ratio(row: Measured, earlier: dict[str, float]) -> float | None:
-    """How much longer it takes now, 1 for the same; None without an earlier number."""
-    return row.median_us / earlier[row.name] if row.name in earlier and not row.skipped else None
-
-
-def as_plain(row: Measured, earlier: dict[str, float]) -> dict[str, Any]:
-    """One row for JSON, where a number that was not measured is null."""
-    plain = {name: None if value != value else value for name, value in asdict(row).items()}
-    return plain | {"earlier_median_us": earlier.get(row.name), "ratio": ratio(row, earlier)}
-
-
-def show(measured: Sequence[Measured], earlier: dict[str, float]) -> None:
-    """The rows in a terminal. Microseconds; of tick: p99 as a share of TICK_US; ratio: median now over before."""
-    console, here = Console(), machine()
-    table = Table(title=f"{here['processor']}, {here['cores']} cores, load {here['load']}, Python {here['python']}", title_justify="left")
-    table.add_column("one call, µs", no_wrap=True)
-    for heading in ("median", "p99", "of tick", *(("before", "ratio") if earlier else ())):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in measured:
-        if row.skipped:
-            continue
-        change = ratio(row, earlier)
-        beside = () if not earlier else ("-", "-") if change is None else (number(earlier[row.name]), f"{change:.2f}")
-        table.add_row(row.name, number(row.median_us), number(row.p99_us), f"{row.p99_us / TICK_US:.2%}", *beside)
+    table = Table("same bin as the action before", title_justify="left")
+    for name in ("pairs", *ACTION_NAMES):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["source"], str(row["pairs"]), *(f"{share:.0%}" for share in row["equal"]))
     console.print(table)
-    for row in measured:
-        if row.skipped:
-            console.print(f"{row.name} skipped: {row.skipped}", markup=False)
+    ways = list(rows[0]["passes"]) if rows else []
+    table = Table("passes per action", *ways, title_justify="left")
+    for row in rows:
+        table.add_row(row["source"], *(f"{row['passes'][way]:.2f}" for way in ways))
+    console.print(table)
 
 
-def number(microseconds: float) -> str:
-    """Four digits or so."""
-    return f"{microseconds:.1f}" if microseconds < 1000.0 else f"{microseconds:.0f}"
+def show_plain(title: str, found: Any, console: Console) -> None:
+    """Lists of alike records as tables, a number by itself as a line."""
+    for name, value in (found.items() if isinstance(found, dict) else [(title, found)]):
+        records = [record for record in value if isinstance(record, dict)] if isinstance(value, (list, tuple)) else []
+        if not records:
+            console.print(f"{title}: {name.replace('_', ' ')} {value}", markup=False, highlight=False)
+            continue
+        table = Table(*(column.replace("_", " ") for column in records[0]), title=name, title_justify="left")
+        for record in records:
+            table.add_row(*(short(cell) for cell in record.values()))
+        console.print(table)
+
+
+def short(cell: Any) -> str:
+    """Median and 99th percentile of a spread; four digits of a number."""
+    if isinstance(cell, dict) and {"median", "p99"} <= cell.keys():
+        return f"{cell['median']:.3g} / {cell['p99']:.3g}"
+    return f"{cell:.4g}" if isinstance(cell, float) else "-" if cell is None else str(cell)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from openvla_ros.benchmark import parts
 from openvla_ros.cli import app, bench
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert app.answer(["bench", "--seconds", "0.01", *arguments, "--json"]) == 0
+    assert app.answer(["bench", "--sections", "parts", "--seconds", "0.01", *arguments, "--json"]) == 0
     said = capsys.readouterr()
     return dict(json.loads(said.out))
 
@@ -57,6 +58,14 @@ def test_a_row_whose_library_is_missing_is_skipped(capsys: pytest.CaptureFixture
     (["--only", "no such row"], "fits no row; there are: forward kinematics; "),
     (["--against", "no/such/file"], "not the output of openvla-ros bench --json"),
     (["--seconds", "0"], "0.01"),
+    (["--sections", "parts,noise"], "--sections has 'noise', expected some of parts, engine, "),
+    (["--size", "huge"], "--size is 'huge', expected one of tiny, mid, 7b"),
+    (["--dtype", "float16"], "expected one of float32, bfloat16"),
+    (["--quantization", "int2"], "expected some of none, int8, nf4, w8a8"),
+    (["--batch", "0"], "numbers from 1 to 256"),
+    (["--batch", "two"], "numbers from 1 to 256"),
+    (["--sections", "parts", "--picture", "engine.png"], "which --sections leaves out"),
+    (["--picture", "no/such/folder/engine.png"], "Name a .png file"),
 ])
 def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
     assert app.answer(["bench", *arguments, "--json"]) == 2
@@ -72,16 +81,16 @@ def test_a_foreign_file_to_compare_with_is_refused(capsys: pytest.CaptureFixture
 
 def test_the_rows_measure_what_they_say() -> None:
     """A row that measures refusals by mistake would look fast or slow for the wrong reason."""
-    for row in (bench.inverse_kinematics_tick, bench.inverse_kinematics_step):
+    for row in (parts.inverse_kinematics_tick, parts.inverse_kinematics_step):
         call = row()
         reached = [call().reached for _ in range(200)]  # type: ignore[attr-defined]
         assert sum(reached) > 180
-    call = bench.inverse_kinematics_out_of_reach()
+    call = parts.inverse_kinematics_out_of_reach()
     assert not any(call().reached for _ in range(50))  # type: ignore[attr-defined]
-    for row in (bench.pilot_tick, bench.pilot_tick_joints):
+    for row in (parts.pilot_tick, parts.pilot_tick_joints):
         tick = row()
         decisions = [tick() for _ in range(40)][5:]  # the first chunk comes with the sixth tick
         assert sum(decision.step_started for decision in decisions) == 6  # type: ignore[attr-defined]
         assert all(decision.twist.moving and not decision.refused for decision in decisions)  # type: ignore[attr-defined]
-    chain = bench.safety_chain()
+    chain = parts.safety_chain()
     assert [chain().rules for _ in range(2)] == [(), ("step_clamp_translation", "step_clamp_rotation")]  # type: ignore[attr-defined]
