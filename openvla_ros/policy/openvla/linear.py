@@ -98,7 +98,7 @@ def multiply_int8(rows: Tensor, weight: Tensor) -> Tensor:
     if rows.device.type == "cuda" and count < CUDA_ROWS:
         rows = functional.pad(rows, (0, 0, 0, CUDA_ROWS - count))
     product: Tensor = torch._int_mm(rows, weight.t())
-    return product[:count]
+    return product.narrow(0, 0, count)
 
 
 @lru_cache(maxsize=1)
