@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openvla_ros.contract import ByteArray
+from openvla_ros.policy.openvla.attention import filling
 from openvla_ros.policy.openvla.language import KeyValueCache
 from openvla_ros.policy.openvla.model import OpenvlaModel
 
@@ -49,6 +50,7 @@ class Passes:
         """
         texts = [[*prompt, *draft] for prompt, draft in zip(prompts, drafts or [()] * len(prompts), strict=True)]
         width, asked = max(map(len, texts)), 1 + (len(drafts[0]) if drafts else 0)
+        width = min(width + filling(patches.shape[1] + width, patches), self.cache.length - patches.shape[1])
         ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=self.device)
         begins = torch.tensor([patches.shape[1] + len(prompt) - 1 for prompt in prompts], device=self.device)
         wanted = begins[:, None] + torch.arange(asked, device=self.device)
