@@ -1,7 +1,8 @@
 """Camera and instruction in, action chunks out. Thinks slowly, may fall over, never moves the arm by itself.
 
 Lifecycle: configure loads, warms and proves the policy; activate publishes; deactivate says stop and is silent; cleanup
-frees the memory. Callbacks only hand things over; decoding and inference run on the worker of `ros/inference.py`.
+frees the memory. Callbacks only hand things over; decoding and inference run on the worker of `ros/inference.py`. The camera is heard,
+and what recurs is done, beside the executor: while frames are answered it sleeps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import secrets
 import threading
 from collections import deque
 from dataclasses import replace
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 import rclpy.duration
@@ -21,7 +22,6 @@ from openvla_msgs.msg import CommandReport
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from std_msgs.msg import String
 
@@ -31,7 +31,7 @@ from openvla_ros.observation.assemble import FrameJudge, FrameLimits, check_inst
 from openvla_ros.policy.catalogue import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, load_policy, read_profile
 from openvla_ros.ros.camera import IMAGE_TRANSPORTS, Camera, ImageMessage, decode
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_chunk_message, to_ns
-from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
+from openvla_ros.ros.diagnostics import ERROR, EVERY_S, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.inference import Inference, Job
 from openvla_ros.ros.lifecycle import ACTIVE, UNCONFIGURED, ManagedNode
 from openvla_ros.ros.lifetime import GRACE_S, live
@@ -79,6 +79,9 @@ AHEAD_S, AHEAD_SIMULATED_S = 0.02, 0.5
 """A stamp so far in the future is forgiven: two synchronised computers; /clock, which comes in steps and through a callback.
 command_node forgives nothing, but looks later, when inference has taken at least as long."""
 
+WATCH_S = 0.2
+"""How often publishers of the camera's topic are looked at, in wall time."""
+
 WARM_ACTIONS = 5
 """Actions timed at configure, so that activate knows the latency before the first frame."""
 
@@ -90,6 +93,7 @@ class PolicyNode(ManagedNode):
         super().__init__("policy_node")
         declare(self, PARAMETERS, locked=lambda row: bool(row.locked) and self.state_label != UNCONFIGURED)
         self.finished = threading.Event()
+        self.broken: Exception | None = None
         self._policy: Policy | None = None
         self._inference: Inference[ImageMessage] | None = None
         self._judge = FrameJudge()
@@ -116,10 +120,11 @@ class PolicyNode(ManagedNode):
         self._action_server = ActionServer(
             self, ExecuteInstruction, "execute_instruction", self._execute, goal_callback=self._judge_goal,
             cancel_callback=lambda goal: CancelResponse.ACCEPT, callback_group=ReentrantCallbackGroup())
-        self._qos_timer = self.create_timer(0.2, self._adapt_camera, clock=Clock(clock_type=ClockType.STEADY_TIME),
-                                            callback_group=MutuallyExclusiveCallbackGroup())
         self._diagnostics = Diagnostics(self, {
-            "policy": self._policy_health, "camera": self._camera_health, "instruction": self._instruction_health})
+            "policy": self._policy_health, "camera": self._camera_health, "instruction": self._instruction_health}, timed=False)
+        self._left = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher.start()
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -221,10 +226,28 @@ class PolicyNode(ManagedNode):
     def farewell(self) -> None:
         """Before the process leaves: tell the arm to stop, wait until that was heard, and let a running inference end."""
         self._silence("policy_node is shutting down")
+        camera = self._camera
+        if camera is not None:
+            camera.close()
         self._chunks.wait_for_all_acked(rclpy.duration.Duration(seconds=0.3))
         inference = self._inference
         if inference is not None:
             inference.end(GRACE_S)
+        self._left.set()
+        self._watcher.join(GRACE_S)
+
+    def _watch(self) -> None:
+        """What recurs, on a thread of its own: timers would wake the whole executor each time, and pictures would wait for that."""
+        told_s = monotonic()
+        try:
+            while not self._left.wait(WATCH_S):
+                self._adapt_camera()
+                if monotonic() >= told_s + EVERY_S:
+                    told_s = max(told_s + EVERY_S, monotonic() - EVERY_S)
+                    self._diagnostics.publish()
+        except Exception as error:  # the process must not live on without a word
+            self.broken = error
+            self.finished.set()
 
     def _silence(self, reason: str) -> None:
         inference = self._inference

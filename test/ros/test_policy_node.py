@@ -229,6 +229,22 @@ def test_a_frame_walks_in_and_a_chunk_walks_out(world: World, start: Callable[..
     assert process.wait(DEADLINE_S) == 0
 
 
+def test_a_camera_thread_that_breaks_ends_the_process(world: World, ros_environment: dict[str, str], tmp_path: Path) -> None:
+    """A node that hears no picture any more must not live on as if there were none."""
+    code = ("from openvla_ros.ros import policy_node; "
+            "policy_node.PolicyNode._on_image = lambda self, message: 1 / 0; raise SystemExit(policy_node.main())")
+    log = tmp_path / "broken.log"
+    with log.open("w") as sink:
+        process = subprocess.Popen([sys.executable, "-c", code, "--ros-args", "-p", "checkpoint:=scripted"], env=ros_environment,
+                                   stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        assert world.transition(Transition.TRANSITION_CONFIGURE)
+        world.until(lambda: process.poll() is not None, "the end of the process", world.stream)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "ZeroDivisionError" in log.read_text()
+
+
 def test_bad_frames_are_counted_and_named_and_move_nothing(world: World, start: Callable[..., subprocess.Popen[str]]) -> None:
     start(frozen_after=3)
     activate(world)
