@@ -36,6 +36,7 @@ from openvla_ros.ros.inference import Inference, Job
 from openvla_ros.ros.lifecycle import ACTIVE, UNCONFIGURED, ManagedNode
 from openvla_ros.ros.lifetime import GRACE_S, live
 from openvla_ros.ros.parameters import Parameter, declare, read
+from openvla_ros.ros.priority import be_nice, let_other_sessions_first, niceness
 
 UNCONFIGURED_ONLY = "before configure"
 
@@ -58,6 +59,8 @@ PARAMETERS = (
     Parameter("threads", 0, "CPU threads of torch; 0: as the profile says, else all cores but one, which command_node needs to "
               "tick in time.",
               low=0, high=1024, locked=UNCONFIGURED_ONLY),
+    Parameter("nice", 10, "Added to the niceness that the process was started with, so that a command_node on the same computer goes "
+              "first. Less than before needs CAP_SYS_NICE; diagnostics say what holds.", low=0, high=19, locked=UNCONFIGURED_ONLY),
     Parameter("self_test", True, "At configure, prove that picture and instruction reach the action, and that one action is "
               "fast enough.", locked=UNCONFIGURED_ONLY),
     Parameter("base_frame", "wx250s/base_link", "Frame of the deltas, the robot's base; command_node refuses any other than "
@@ -94,6 +97,8 @@ class PolicyNode(ManagedNode):
         declare(self, PARAMETERS, locked=lambda row: bool(row.locked) and self.state_label != UNCONFIGURED)
         self.finished = threading.Event()
         self.broken: Exception | None = None
+        self._niceness = niceness()  # that it was started with
+        self._threads = 0  # of torch
         self._policy: Policy | None = None
         self._inference: Inference[ImageMessage] | None = None
         self._judge = FrameJudge()
@@ -139,6 +144,7 @@ class PolicyNode(ManagedNode):
             "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention")})
         spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
         settings = replace(settings, threads=int(values["threads"]) or settings.threads or spare_cores)
+        self._threads = settings.threads
         self._base_frame, self._max_age_s = str(values["base_frame"]), float(values["max_observation_age_s"])
         if not self._base_frame:
             raise ConfigurationError("parameter 'base_frame' is empty. Name the frame of the robot's base, such as "
@@ -148,6 +154,8 @@ class PolicyNode(ManagedNode):
             max_age_s=self._max_age_s, max_ahead_s=AHEAD_SIMULATED_S if simulated else AHEAD_S,
             stamp_source=str(values["stamp_source"]), frozen_after=int(values["frozen_after"]),
             compressed=values["image_transport"] == "compressed"))
+        be_nice(self._niceness + int(values["nice"]))  # before torch starts its threads, which inherit it
+        let_other_sessions_first(int(values["nice"]))
         self.get_logger().info(f"loading {settings.checkpoint!r}")
         began = perf_counter()
         self._latency_ms.clear()
@@ -429,7 +437,8 @@ class PolicyNode(ManagedNode):
 
     def _policy_health(self) -> Health:
         inference, policy = self._inference, self._policy
-        values: dict[str, object] = {"state": self.state_label, "driver": self._driver or "unknown", "session": self._session}
+        values: dict[str, object] = {"state": self.state_label, "driver": self._driver or "unknown", "session": self._session,
+                                     "threads": self._threads, "nice": niceness()}
         if inference is None or policy is None:
             level = ERROR if self._refusal else OK
             return Health(level, self._refusal or f"{self.state_label}: no policy is loaded", values)
