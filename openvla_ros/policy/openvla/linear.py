@@ -85,8 +85,8 @@ class Int8Linear(nn.Module):
         row_scale = (rows.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp_min(SMALLEST_SCALE)  # NaN stays NaN
         whole = torch.round(rows / row_scale).to(torch.int8)
         if self.by_onednn:
-            sums: Tensor = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32,
-                                                      "none", [], "")
+            sums: Tensor = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0,
+                                                              torch.float32, "none", [], "")
         else:
             sums = multiply_int8(whole, self.weight) * self.scale
         return (sums * row_scale).to(tokens.dtype).view(*tokens.shape[:-1], -1)
