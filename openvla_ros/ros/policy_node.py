@@ -28,7 +28,7 @@ from std_msgs.msg import String
 from openvla_ros.contract import ActionChunk, ChunkIdentity, Observation, Policy
 from openvla_ros.errors import ConfigurationError, InstructionError, ObservationError, OpenvlaRosError, SelfTestFailed
 from openvla_ros.observation.assemble import FrameJudge, FrameLimits, check_instruction
-from openvla_ros.policy.catalogue import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, load_policy, read_profile
+from openvla_ros.policy.catalogue import ATTENTIONS, DEVICES, DRAFTS, DTYPES, QUANTIZATIONS, load_policy, read_profile
 from openvla_ros.ros.camera import IMAGE_TRANSPORTS, Camera, ImageMessage, decode
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_chunk_message, to_ns
 from openvla_ros.ros.diagnostics import ERROR, EVERY_S, OK, WARN, Diagnostics, Health
@@ -56,8 +56,8 @@ PARAMETERS = (
               "a CPU) is exact; empty: as the profile says.", choices=("", *QUANTIZATIONS), locked=UNCONFIGURED_ONLY),
     Parameter("attention", "", "Attention kernel; flash needs flash-attn; empty: as the profile says.",
               choices=("", *ATTENTIONS), locked=UNCONFIGURED_ONLY),
-    Parameter("draft", "", "on: the action before is tried first and confirmed exactly, which takes fewer passes on steady scenes; the "
-              "answers are the same; empty: as the profile says.", choices=("", "on", "off"), locked=UNCONFIGURED_ONLY),
+    Parameter("draft", "", "previous: the action before is tried first and confirmed exactly, which takes fewer passes on steady scenes; "
+              "the answers are the same; none; empty: as the profile says.", choices=("", *DRAFTS), locked=UNCONFIGURED_ONLY),
     Parameter("threads", 0, "CPU threads of torch; 0: as the profile says, else all cores but one, which command_node needs to "
               "tick in time.",
               low=0, high=1024, locked=UNCONFIGURED_ONLY),
@@ -76,9 +76,6 @@ PARAMETERS = (
     Parameter("frozen_after", 10, "So many equal pictures in a row are a frozen camera and refused; 0: never.",
               low=0, high=10000, locked=UNCONFIGURED_ONLY),
 )
-
-DRAFT: dict[str, bool | str] = {"": "", "on": True, "off": False}
-"""Value of the parameter -> override of the profile."""
 
 LATENCY_WINDOW = 200
 """Actions that the latency statistics look back on."""
@@ -146,7 +143,7 @@ class PolicyNode(ManagedNode):
         self._refusal = self._frame_problem = self._last_fault = ""
         values = read(self, PARAMETERS)
         settings = read_profile(str(values["policy"]), **{name: values[name] for name in (
-            "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention")}, draft=DRAFT[str(values["draft"])])
+            "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention", "draft")})
         spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
         settings = replace(settings, threads=int(values["threads"]) or settings.threads or spare_cores)
         self._threads = settings.threads

@@ -53,7 +53,7 @@ def assert_same(drafted: Sequence[Prediction], plain: Sequence[Prediction]) -> N
 
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_moving_scene(load: Callable[..., OpenvlaPolicy], recorded: bool) -> None:
-    drafting, plain = load(), load(draft=False)
+    drafting, plain = load(), load(draft="none")
     if recorded:
         drafting.record_passes()
     frames = [Observation(scene(moved), TEXTS[index // 6 % 4], stamp_ns=index)
@@ -73,7 +73,7 @@ def test_a_moving_scene(load: Callable[..., OpenvlaPolicy], recorded: bool) -> N
 
 
 def test_rows_of_a_batch_each_have_their_draft(load: Callable[..., OpenvlaPolicy]) -> None:
-    drafting, plain = load(), load(draft=False)
+    drafting, plain = load(), load(draft="none")
 
     def robots(moved: Sequence[float]) -> list[Observation]:
         return [Observation(scene(each, seed), TEXTS[seed], stamp_ns=0) for seed, each in enumerate(moved)]
@@ -106,7 +106,7 @@ def test_what_was_no_action_is_no_draft(load: Callable[..., OpenvlaPolicy]) -> N
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_nan_in_one_answer_does_not_reach_the_next(load: Callable[..., OpenvlaPolicy], rows: int) -> None:
-    policy, plain = load(), load(draft=False)
+    policy, plain = load(), load(draft="none")
     policy.record_passes()
     observations = [Observation(scene(0.1, seed), TEXTS[seed], stamp_ns=0) for seed in range(rows)]
     place = policy.model.vision_backbone.featurizer.pos_embed
@@ -132,7 +132,7 @@ def test_pictures_become_the_processors_numbers(load: Callable[..., OpenvlaPolic
 
 @pytest.mark.gpu
 def test_recorded_graphs_answer_as_the_cpu(load: Callable[..., OpenvlaPolicy]) -> None:
-    plain, on_gpu = load(draft=False), load("cuda")
+    plain, on_gpu = load(draft="none"), load("cuda")
     assert on_gpu.recorded is not None
     frames = [Observation(scene(moved), text, stamp_ns=0) for moved in (0.0, 0.0, 0.2, 0.9) for text in TEXTS]
     assert_same([on_gpu.predict(frame, keep_logits=True) for frame in frames],

@@ -54,7 +54,7 @@ def load_openvla(settings: PolicySettings, progress: bool | None = None) -> Open
     notes = (NOTES[settings.quantization], UNTRAINED if configuration.untrained else "")
     policy = OpenvlaPolicy(name, model, prompt, processor, ImagePath(settings.resize, settings.rotate_180, settings.centre_crop),
                            ActionTokens(configuration.vocabulary, configuration.bins), statistics, settings.step_s,
-                           configuration.end_id, tuple(filter(None, notes)), settings.draft)
+                           configuration.end_id, tuple(filter(None, notes)), settings.draft == "previous")
     if device.type == "cuda" and settings.quantization not in BY_BITSANDBYTES:  # its layers look at numbers on the host within a pass
         record(policy, folder.name, progress)
     return policy
