@@ -43,8 +43,8 @@ def generate_launch_description() -> LaunchDescription:
                               description="Where the model runs. " + AS_FILE),
         DeclareLaunchArgument("dtype", default_value="", choices=["", "bfloat16", "float32"],
                               description="Arithmetic of the model. " + AS_FILE),
-        DeclareLaunchArgument("quantization", default_value="", choices=["", "none", "int8", "nf4"],
-                              description="Weight format; int8 and nf4 need bitsandbytes. " + AS_FILE),
+        DeclareLaunchArgument("quantization", default_value="", choices=["", "none", "int8", "nf4", "w8a8"],
+                              description="Weight format; int8 and nf4 need bitsandbytes; only none is exact. " + AS_FILE),
         DeclareLaunchArgument("attention", default_value="", choices=["", "sdpa", "flash"],
                               description="Attention kernel; flash needs flash-attn. " + AS_FILE),
         DeclareLaunchArgument("robot", default_value="wx250s", description="Robot profile: a name in config/robots or the path of "

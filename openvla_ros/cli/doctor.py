@@ -56,7 +56,7 @@ print(json.dumps({"path": openvla_msgs.__file__, "copies": sorted(copies)}))
 """
 
 WEIGHT_BYTES = {"none/float32": 4.0, "none/bfloat16": 2.0, "int8/float32": 1.15, "int8/bfloat16": 1.15,
-                "nf4/float32": 0.65, "nf4/bfloat16": 0.65}
+                "nf4/float32": 0.65, "nf4/bfloat16": 0.65, "w8a8/float32": 1.45, "w8a8/bfloat16": 1.15}
 """Bytes per weight in memory, by quantization/dtype; quantised ones include the layers that stay in 16 bits."""
 
 OPTIONAL = {

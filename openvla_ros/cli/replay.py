@@ -72,7 +72,7 @@ def main(
                                          "path, as in policy_node; the options below override it.")] = "openvla-7b",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "",
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "",
-    quantization: Annotated[str, typer.Option(help="none, int8 or nf4.")] = "",
+    quantization: Annotated[str, typer.Option(help="none, int8, nf4 or w8a8.")] = "",
     attention: Annotated[str, typer.Option(help="sdpa or flash.")] = "",
     resize: Annotated[str, typer.Option(help="direct (as the released server), or bridge (as the Bridge evaluation).")] = "",
     centre_crop: Annotated[bool | None, typer.Option(help="For models fine-tuned with random crops.", show_default=False)] = None,

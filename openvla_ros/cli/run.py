@@ -52,7 +52,7 @@ def main(
     seconds: Annotated[float | None, typer.Option(min=0.5, help="End so long after the policy became active [s].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; empty: as the policy profile says.")] = "",
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32; empty: as the policy profile says.")] = "",
-    quantization: Annotated[str, typer.Option(help="none, int8 or nf4; empty: as the policy profile says.")] = "",
+    quantization: Annotated[str, typer.Option(help="none, int8, nf4 or w8a8; empty: as the policy profile says.")] = "",
     attention: Annotated[str, typer.Option(help="sdpa or flash; empty: as the policy profile says.")] = "",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: as the policy profile says, else all cores but one.")] = 0,
     namespace: Annotated[str, typer.Option(help="Namespace of the nodes, such as /left_arm.")] = "",

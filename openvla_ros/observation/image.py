@@ -82,7 +82,7 @@ def check_raw(data: Any, height: int, width: int, encoding: str, step: int) -> B
 
 
 def decode_compressed(data: Any, image_format: str) -> ByteArray:
-    """The pixels of a JPEG or PNG file, uint8 [height, width, 3], red first; always memory of its own.
+    """The pixels of a JPEG or PNG file, uint8 [height, width, 3], red first; always memory of its own, which is read-only.
 
     image_format: the field `format` of sensor_msgs/CompressedImage: "jpeg", "jpg", "png", or image_transport's
     "rgb8; jpeg compressed bgr8". Alpha is dropped, EXIF rotation is not applied (as in the training data).
@@ -102,7 +102,7 @@ def decode_compressed(data: Any, image_format: str) -> ByteArray:
             if source_encoding.startswith("bayer_") and picture.mode == "L":
                 raise ImageError(f"compressed image format is {image_format!r}: a Bayer mosaic that was compressed as grey. "
                                  "Demosaic first (image_proc) and compress the colour topic.")
-            return np.array(picture.convert("RGB"))
+            return _pixels(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except UnidentifiedImageError:
         raise ImageError(f"compressed image of format {image_format!r} begins with {file[:4].hex(' ') or 'nothing'}: "
                          "neither JPEG nor PNG. Set the image transport to jpeg or png.") from None
@@ -153,6 +153,11 @@ def check_size(height: int, width: int) -> None:
     if max(height, width) > MAX_SIDE_PX:
         raise ImageError(f"image is {width}x{height}; at most {MAX_SIDE_PX} pixels a side are taken. "
                          "The header is wrong, or the camera needs a smaller mode (OpenVLA sees 224x224).")
+
+
+def _pixels(picture: Image.Image) -> ByteArray:
+    """Of a picture of mode RGB. The two copies less than by np.array(picture.convert("RGB")) are a third of the time of a decode."""
+    return np.frombuffer(picture.tobytes(), dtype=np.uint8).reshape(picture.height, picture.width, 3)
 
 
 def _as_bytes(pixels: Any) -> ByteArray:

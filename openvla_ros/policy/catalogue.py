@@ -41,10 +41,11 @@ QUANTIZATIONS = ("none", "int8", "nf4", "w8a8")
 ATTENTIONS = ("sdpa", "flash")
 RESIZES = ("direct", "bridge")
 PROMPT_STYLES = ("auto", "openvla", "v01")
+DRAFTS = ("previous", "none")
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "device": DEVICES, "dtype": DTYPES, "quantization": QUANTIZATIONS, "attention": ATTENTIONS,
-    "resize": RESIZES, "prompt_style": PROMPT_STYLES,
+    "resize": RESIZES, "prompt_style": PROMPT_STYLES, "draft": DRAFTS,
 }
 """Field of PolicySettings -> the values it takes."""
 
@@ -62,7 +63,7 @@ class PolicySettings:
     prompt_style: `auto` asks the checkpoint; the others force one of the two released prompts.
     quantization: weights of the decoder in fewer bits: `int8` and `nf4` by bitsandbytes, which save memory and cost time, `w8a8` by our
         own layers, with the activations in 8 bits too, which is faster on a CPU. None of them is exact.
-    draft: try the action before as a draft of the next one. Answers are the same, steady scenes take fewer passes.
+    draft: what is tried first: the `previous` action, which takes fewer passes where the scene is steady, or `none`. Answers are the same.
     step_s: how long one action is meant to be played [s]. threads: torch CPU threads; 0 leaves torch's own choice.
     """
 
@@ -76,7 +77,7 @@ class PolicySettings:
     rotate_180: bool = False
     centre_crop: bool = False
     prompt_style: str = "auto"
-    draft: bool = True
+    draft: str = "previous"
     step_s: float = STEP_S
     threads: int = 0
 

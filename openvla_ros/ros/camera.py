@@ -8,7 +8,6 @@ from functools import cache
 from time import monotonic
 from typing import Union
 
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
@@ -16,6 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from openvla_ros.contract import ByteArray
 from openvla_ros.observation.image import decode_compressed, is_jpeg
 from openvla_ros.ros.convert_image import ImageConverter
+from openvla_ros.ros.ear import Ear
 
 ImageMessage = Union[Image, CompressedImage]  # noqa: UP007 - evaluated at run time
 
@@ -33,14 +33,14 @@ class Camera:
     """
 
     def __init__(self, node: Node, transport: str, on_image: Callable[[ImageMessage], None]) -> None:
+        """on_image: called with each picture on a thread of the camera's own, one at a time."""
         self._node, self._on_image, self.transport = node, on_image, transport
         self._type, name = (Image, "image") if transport == "raw" else (CompressedImage, "image/compressed")
         self.topic: str = node.resolve_topic_name(name)
-        self._group = MutuallyExclusiveCallbackGroup()
         self._guard, self._closed = threading.Lock(), False
         self._reliability = self._offered()
         self._made_at = monotonic()
-        self._subscription = self._subscribe()
+        self._ear = self._listen()
 
     @property
     def reliability(self) -> str:
@@ -52,26 +52,32 @@ class Camera:
         return len(self._node.get_publishers_info_by_topic(self.topic))
 
     def adapt(self) -> None:
-        """Make the subscription anew if the publishers ask for another reliability. Call it a few times per second."""
+        """Make the subscription anew if the publishers ask for another reliability. Call it a few times per second.
+
+        Raises what on_image raised, after which nothing is heard any more.
+        """
         with self._guard:
+            if self._ear.failure is not None:
+                raise self._ear.failure
             offered = self._offered()
             if self._closed or offered == self._reliability or monotonic() - self._made_at < RECREATE_AFTER_S:
                 return
-            self._node.destroy_subscription(self._subscription)
+            self._ear.close()
             self._reliability, self._made_at = offered, monotonic()
-            self._subscription = self._subscribe()
+            self._ear = self._listen()
 
     def close(self) -> None:
-        """Stop listening, for good."""
+        """Stop listening, for good. A second call does nothing."""
         with self._guard:
-            self._closed = True
-            self._node.destroy_subscription(self._subscription)
+            if not self._closed:
+                self._closed = True
+                self._ear.close()
 
-    def _subscribe(self):  # type: ignore[no-untyped-def]
+    def _listen(self) -> Ear:
         self._node.get_logger().info(f"{self.topic}: listening, {self._reliability.name.lower().replace('_', ' ')}")
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=self._reliability,
                          durability=DurabilityPolicy.VOLATILE)
-        return self._node.create_subscription(self._type, self.topic, self._on_image, qos, callback_group=self._group)
+        return Ear(self._node, self._type, self.topic, qos, self._on_image)
 
     def _offered(self) -> ReliabilityPolicy:
         offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self.topic)]

@@ -34,6 +34,7 @@ from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.lifetime import live
 from openvla_ros.ros.outputs import Output, make_output
 from openvla_ros.ros.parameters import Parameter, declare, read
+from openvla_ros.ros.priority import HIGHEST_REALTIME, be_on_time
 from openvla_ros.ros.profile import read_robot, read_urdf
 from openvla_ros.ros.teleop_listener import TeleopListener, read_joystick
 
@@ -48,6 +49,9 @@ PARAMETERS = (
     Parameter("base_frame", "", "Frame of deltas and commands; empty: as the profile says. Give policy_node the same.",
               locked=AT_START),
     Parameter("rate_hz", 30.0, "Rate of the commands. MoveIt Servo halts when none comes for 0.1 s.", unit="Hz", low=20.0, high=200.0,
+              locked=AT_START),
+    Parameter("realtime_priority", 10, "SCHED_FIFO priority of the thread that ticks, where the system permits it (CAP_SYS_NICE, or "
+              "ulimit -r); else it ticks with normal priority. diagnostics say which. 0: do not ask.", low=0, high=HIGHEST_REALTIME,
               locked=AT_START),
     Parameter("dry_run", False, "Compute and report everything, but have no publisher on the arm's topic.", locked=AT_START),
     Parameter("action_scale", 1.0, "Factor on translation and rotation of the policy's steps, for first runs.", low=0.0, high=1.0,
@@ -139,6 +143,8 @@ class CommandNode(Node):  # type: ignore[misc]
         self._said: tuple[Driver, str] | None = None  # driver and stop reason of the newest report
         self._said_ns = 0
         self._clock_seen_ns, self._clock_still_since_ns = 0, 0
+        self._realtime_priority = int(values["realtime_priority"])
+        self._scheduling = ""  # of the thread that ticks; empty before its first tick
         self._tick_ns = 0
         self._late_ms: deque[float] = deque(maxlen=1000)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -164,6 +170,8 @@ class CommandNode(Node):  # type: ignore[misc]
     # ------------------------------------------------------------------ the tick
 
     def _on_timer(self) -> None:
+        if not self._scheduling:  # asked for here, so that it is the ticking thread that gets it, and no other
+            self._scheduling = be_on_time(self._realtime_priority)
         now_ns = self._now().tick_ns
         if self._tick_ns:
             self._late_ms.append(max(0.0, (now_ns - self._tick_ns) / 1e6 - 1e3 / self._pilot.settings.rate_hz))
@@ -426,6 +434,7 @@ class CommandNode(Node):  # type: ignore[misc]
             "commands": self._output.topic if self._output else "none (dry run)",
             "dry_run": self._dry_run, "action_scale": pilot.settings.action_scale,
             "max_observation_age_s": pilot.settings.max_observation_age_s, "rate_hz": pilot.settings.rate_hz,
+            "scheduling": self._scheduling or "normal: no tick yet",
             "tick_late_p99_ms": f"{np.percentile(late, 99):.2f}", "tick_late_max_ms": f"{late.max():.2f}",
             **({f"output_{name}": value for name, value in self._output.health().items()} if self._output else {}),
             **{f"count_{name}": count for name, count in sorted(pilot.counts.items())}}

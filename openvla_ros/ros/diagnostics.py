@@ -10,6 +10,8 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
+EVERY_S = 1.0
+
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -25,14 +27,16 @@ class Health:
 class Diagnostics:
     """Publishes each part's Health under the name `<namespace>/<node>: <part>`. Parts are asked on an executor thread."""
 
-    def __init__(self, node: Node, parts: Mapping[str, Callable[[], Health]]) -> None:
+    def __init__(self, node: Node, parts: Mapping[str, Callable[[], Health]], timed: bool = True) -> None:
+        """timed: every EVERY_S by a timer of the node; else whenever the node calls `publish`, and on its calling thread."""
         self._node, self._parts = node, dict(parts)
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timer = node.create_timer(1.0, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME),
-                                        callback_group=MutuallyExclusiveCallbackGroup())
+        if timed:
+            self._timer = node.create_timer(EVERY_S, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME),
+                                            callback_group=MutuallyExclusiveCallbackGroup())
 
     def publish(self) -> None:
-        """Send one message now; the timer does it every second."""
+        """Send one message now."""
         message = DiagnosticArray()
         message.header.stamp = self._node.get_clock().now().to_msg()
         for part, ask in self._parts.items():

@@ -34,7 +34,7 @@ class Resident(Protocol):
 
     @property
     def finished(self) -> threading.Event:
-        """Set by the node itself when its work is done; nodes without an end never set it."""
+        """Set by the node itself when its work is done, or when a thread of its own broke: then `broken` says by what, if it has one."""
 
 
 def live(make_node: Callable[[], Node], arguments: list[str] | None = None, threads: int = 1) -> int:
@@ -75,6 +75,9 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
     thread.start()
     while not leave.wait(0.2) and not node.finished.is_set():  # type: ignore[attr-defined]
         pass
+    broken: BaseException | None = getattr(node, "broken", None)
+    if broken is not None:
+        failure.append(broken)
     try:
         node.farewell()  # type: ignore[attr-defined]
     except Exception as error:

@@ -1,7 +1,8 @@
 """Camera and instruction in, action chunks out. Thinks slowly, may fall over, never moves the arm by itself.
 
 Lifecycle: configure loads, warms and proves the policy; activate publishes; deactivate says stop and is silent; cleanup
-frees the memory. Callbacks only hand things over; decoding and inference run on the worker of `ros/inference.py`.
+frees the memory. Callbacks only hand things over; decoding and inference run on the worker of `ros/inference.py`. The camera is heard,
+and what recurs is done, beside the executor: while frames are answered it sleeps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import secrets
 import threading
 from collections import deque
 from dataclasses import replace
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 import rclpy.duration
@@ -21,21 +22,21 @@ from openvla_msgs.msg import CommandReport
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from std_msgs.msg import String
 
 from openvla_ros.contract import ActionChunk, ChunkIdentity, Observation, Policy
 from openvla_ros.errors import ConfigurationError, InstructionError, ObservationError, OpenvlaRosError, SelfTestFailed
 from openvla_ros.observation.assemble import FrameJudge, FrameLimits, check_instruction
-from openvla_ros.policy.catalogue import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, load_policy, read_profile
+from openvla_ros.policy.catalogue import ATTENTIONS, DEVICES, DRAFTS, DTYPES, QUANTIZATIONS, load_policy, read_profile
 from openvla_ros.ros.camera import IMAGE_TRANSPORTS, Camera, ImageMessage, decode
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_chunk_message, to_ns
-from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
+from openvla_ros.ros.diagnostics import ERROR, EVERY_S, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.inference import Inference, Job
 from openvla_ros.ros.lifecycle import ACTIVE, UNCONFIGURED, ManagedNode
 from openvla_ros.ros.lifetime import GRACE_S, live
 from openvla_ros.ros.parameters import Parameter, declare, read
+from openvla_ros.ros.priority import be_nice, let_other_sessions_first, niceness
 
 UNCONFIGURED_ONLY = "before configure"
 
@@ -55,11 +56,13 @@ PARAMETERS = (
               "a CPU) is exact; empty: as the profile says.", choices=("", *QUANTIZATIONS), locked=UNCONFIGURED_ONLY),
     Parameter("attention", "", "Attention kernel; flash needs flash-attn; empty: as the profile says.",
               choices=("", *ATTENTIONS), locked=UNCONFIGURED_ONLY),
-    Parameter("draft", "", "on: the action before is tried first and confirmed exactly, which takes fewer passes on steady scenes; the "
-              "answers are the same; empty: as the profile says.", choices=("", "on", "off"), locked=UNCONFIGURED_ONLY),
+    Parameter("draft", "", "previous: the action before is tried first and confirmed exactly, which takes fewer passes on steady scenes; "
+              "the answers are the same; none; empty: as the profile says.", choices=("", *DRAFTS), locked=UNCONFIGURED_ONLY),
     Parameter("threads", 0, "CPU threads of torch; 0: as the profile says, else all cores but one, which command_node needs to "
               "tick in time.",
               low=0, high=1024, locked=UNCONFIGURED_ONLY),
+    Parameter("nice", 10, "Added to the niceness that the process was started with, so that a command_node on the same computer goes "
+              "first. Less than before needs CAP_SYS_NICE; diagnostics say what holds.", low=0, high=19, locked=UNCONFIGURED_ONLY),
     Parameter("self_test", True, "At configure, prove that picture and instruction reach the action, and that one action is "
               "fast enough.", locked=UNCONFIGURED_ONLY),
     Parameter("base_frame", "wx250s/base_link", "Frame of the deltas, the robot's base; command_node refuses any other than "
@@ -74,15 +77,15 @@ PARAMETERS = (
               low=0, high=10000, locked=UNCONFIGURED_ONLY),
 )
 
-DRAFT: dict[str, bool | str] = {"": "", "on": True, "off": False}
-"""Value of the parameter -> override of the profile."""
-
 LATENCY_WINDOW = 200
 """Actions that the latency statistics look back on."""
 
 AHEAD_S, AHEAD_SIMULATED_S = 0.02, 0.5
 """A stamp so far in the future is forgiven: two synchronised computers; /clock, which comes in steps and through a callback.
 command_node forgives nothing, but looks later, when inference has taken at least as long."""
+
+WATCH_S = 0.2
+"""How often publishers of the camera's topic are looked at, in wall time."""
 
 WARM_ACTIONS = 5
 """Actions timed at configure, so that activate knows the latency before the first frame."""
@@ -95,6 +98,9 @@ class PolicyNode(ManagedNode):
         super().__init__("policy_node")
         declare(self, PARAMETERS, locked=lambda row: bool(row.locked) and self.state_label != UNCONFIGURED)
         self.finished = threading.Event()
+        self.broken: Exception | None = None
+        self._niceness = niceness()  # that it was started with
+        self._threads = 0  # of torch
         self._policy: Policy | None = None
         self._inference: Inference[ImageMessage] | None = None
         self._judge = FrameJudge()
@@ -121,10 +127,11 @@ class PolicyNode(ManagedNode):
         self._action_server = ActionServer(
             self, ExecuteInstruction, "execute_instruction", self._execute, goal_callback=self._judge_goal,
             cancel_callback=lambda goal: CancelResponse.ACCEPT, callback_group=ReentrantCallbackGroup())
-        self._qos_timer = self.create_timer(0.2, self._adapt_camera, clock=Clock(clock_type=ClockType.STEADY_TIME),
-                                            callback_group=MutuallyExclusiveCallbackGroup())
         self._diagnostics = Diagnostics(self, {
-            "policy": self._policy_health, "camera": self._camera_health, "instruction": self._instruction_health})
+            "policy": self._policy_health, "camera": self._camera_health, "instruction": self._instruction_health}, timed=False)
+        self._left = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher.start()
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -136,9 +143,10 @@ class PolicyNode(ManagedNode):
         self._refusal = self._frame_problem = self._last_fault = ""
         values = read(self, PARAMETERS)
         settings = read_profile(str(values["policy"]), **{name: values[name] for name in (
-            "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention")}, draft=DRAFT[str(values["draft"])])
+            "checkpoint", "unnorm_key", "device", "dtype", "quantization", "attention", "draft")})
         spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
         settings = replace(settings, threads=int(values["threads"]) or settings.threads or spare_cores)
+        self._threads = settings.threads
         self._base_frame, self._max_age_s = str(values["base_frame"]), float(values["max_observation_age_s"])
         if not self._base_frame:
             raise ConfigurationError("parameter 'base_frame' is empty. Name the frame of the robot's base, such as "
@@ -148,6 +156,8 @@ class PolicyNode(ManagedNode):
             max_age_s=self._max_age_s, max_ahead_s=AHEAD_SIMULATED_S if simulated else AHEAD_S,
             stamp_source=str(values["stamp_source"]), frozen_after=int(values["frozen_after"]),
             compressed=values["image_transport"] == "compressed"))
+        be_nice(self._niceness + int(values["nice"]))  # before torch starts its threads, which inherit it
+        let_other_sessions_first(int(values["nice"]))
         self.get_logger().info(f"loading {settings.checkpoint!r}")
         began = perf_counter()
         self._latency_ms.clear()
@@ -229,10 +239,28 @@ class PolicyNode(ManagedNode):
     def farewell(self) -> None:
         """Before the process leaves: tell the arm to stop, wait until that was heard, and let a running inference end."""
         self._silence("policy_node is shutting down")
+        camera = self._camera
+        if camera is not None:
+            camera.close()
         self._chunks.wait_for_all_acked(rclpy.duration.Duration(seconds=0.3))
         inference = self._inference
         if inference is not None:
             inference.end(GRACE_S)
+        self._left.set()
+        self._watcher.join(GRACE_S)
+
+    def _watch(self) -> None:
+        """What recurs, on a thread of its own: timers would wake the whole executor each time, and pictures would wait for that."""
+        told_s = monotonic()
+        try:
+            while not self._left.wait(WATCH_S):
+                self._adapt_camera()
+                if monotonic() >= told_s + EVERY_S:
+                    told_s = max(told_s + EVERY_S, monotonic() - EVERY_S)
+                    self._diagnostics.publish()
+        except Exception as error:  # the process must not live on without a word
+            self.broken = error
+            self.finished.set()
 
     def _silence(self, reason: str) -> None:
         inference = self._inference
@@ -414,7 +442,8 @@ class PolicyNode(ManagedNode):
 
     def _policy_health(self) -> Health:
         inference, policy = self._inference, self._policy
-        values: dict[str, object] = {"state": self.state_label, "driver": self._driver or "unknown", "session": self._session}
+        values: dict[str, object] = {"state": self.state_label, "driver": self._driver or "unknown", "session": self._session,
+                                     "threads": self._threads, "nice": niceness()}
         if inference is None or policy is None:
             level = ERROR if self._refusal else OK
             return Health(level, self._refusal or f"{self.state_label}: no policy is loaded", values)

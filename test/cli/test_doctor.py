@@ -14,6 +14,7 @@ import pytest
 
 from openvla_ros.cli import app, doctor
 from openvla_ros.contract import Check
+from openvla_ros.policy.catalogue import DTYPES, QUANTIZATIONS
 
 NO_LIMIT = (1e15, "a very large computer")
 
@@ -212,3 +213,7 @@ def test_a_troubled_system_is_seen_through(troubled_system: dict[str, str]) -> N
     assert checks["driver"]["passed"] and checks["driver"]["detail"] == "HOLD" and checks["driver"]["status"] == "good"
     assert checks["command_node clock"]["passed"] and checks["command_node clock"]["detail"] == "system time"
     assert not any(str(check["detail"]) == "" for check in checks.values())
+
+
+def test_every_weight_format_has_an_estimate() -> None:
+    assert set(doctor.WEIGHT_BYTES) == {f"{quantization}/{dtype}" for quantization in QUANTIZATIONS for dtype in DTYPES}

@@ -34,7 +34,8 @@ def load_golden(golden: Path) -> Iterator[LoadGolden]:
 
     @cache
     def load(name: str, **settings: Any) -> OpenvlaPolicy:
-        return load_openvla(PolicySettings(str(golden / name / "checkpoint"), "bridge_orig", device="cpu", **settings), progress=False)
+        return load_openvla(PolicySettings(str(golden / name / "checkpoint"), "bridge_orig", **{"device": "cpu", **settings}),
+                            progress=False)
 
     def with_key(name: str, unnorm_key: str = "bridge_orig", **settings: Any) -> OpenvlaPolicy:
         policy = load(name, **settings)

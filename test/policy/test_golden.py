@@ -64,6 +64,19 @@ def test_case_with_any_draft(case: Case, load_golden) -> None:  # type: ignore[n
         assert result.passes <= count and (description["early_eos"] or result.confirmed == min(wrong, count - 1))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("draft", ["none", "previous"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_case_on_a_gpu(case: Case, load_golden, dtype: str, draft: str) -> None:  # type: ignore[no-untyped-def]
+    name, description, arrays = case
+    policy = load_golden(name, description["unnorm_key"], device="cuda", dtype=dtype, draft=draft)
+    assert policy.recorded is not None and policy.notes == ()
+    for _ in range(2):
+        result = policy.predict(Observation(arrays["image"], description["instruction"], 0), keep_logits=True)
+        assert list(result.generated_ids) == description["generated_ids"]
+        np.testing.assert_allclose(result.logits[0], arrays["logits"][0], rtol=0, atol={"float32": 2e-3, "bfloat16": 0.5}[dtype])
+
+
 def test_case_stages_in_float32(case: Case, load_golden) -> None:  # type: ignore[no-untyped-def]
     name, _, arrays = case
     policy = load_golden(name, dtype="float32")

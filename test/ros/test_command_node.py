@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from scipy.spatial.transform import Rotation
@@ -350,6 +352,23 @@ def test_a_chunk_becomes_the_right_twists_then_zeros_then_silence(meet, start) -
     world.silence()
     world.see("HOLD")
     world.until(lambda: world.reports[-1].stop_reason == "command_node is leaving", "the last report")
+
+
+@pytest.mark.parametrize("priority", [10, 0])
+def test_only_the_thread_that_ticks_is_real_time_where_that_is_permitted(meet, start, priority: int) -> None:
+    world = meet()
+    process = start(robot="wx250s_replay", realtime_priority=priority)
+    world.until(lambda: world.value("scheduling") not in ("", "normal: no tick yet"), "the scheduling in diagnostics")
+    node = next((child for child in psutil.Process(process.pid).children(recursive=True) if "python" in child.name()),
+                psutil.Process(process.pid))  # where there is a `timeout` it is the parent
+    policies = [os.sched_getscheduler(int(path.name)) & ~os.SCHED_RESET_ON_FORK for path in Path(f"/proc/{node.pid}/task").iterdir()]
+    permitted = world.value("scheduling") == "SCHED_FIFO 10"
+    assert policies.count(os.SCHED_FIFO) == (1 if permitted else 0) and set(policies) <= {os.SCHED_FIFO, os.SCHED_OTHER}
+    assert len(policies) > 2
+    if not priority:
+        assert world.value("scheduling") == "normal"
+    elif not permitted:
+        assert world.value("scheduling").startswith("normal: SCHED_FIFO 10 ")
 
 
 def test_what_stops_the_arm(meet, start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS")
@@ -135,7 +137,8 @@ def start(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
 
     def launch(*arguments: str, **parameters: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "openvla_ros.ros.policy_node", "--ros-args", *arguments]
-        for name, value in ({"checkpoint": "scripted"} | parameters).items():
+        # Not nice: on a busy computer it would be the last to get anything done, and deadlines here are short.
+        for name, value in ({"checkpoint": "scripted", "nice": 0} | parameters).items():
             command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
         if shutil.which("timeout"):
             command = ["timeout", "-k", "5", "120", *command]
@@ -227,6 +230,38 @@ def test_a_frame_walks_in_and_a_chunk_walks_out(world: World, start: Callable[..
     world.until(lambda: not world.chunks[-1].steps, "the stop at SIGTERM")
     assert "shutting down" in world.chunks[-1].fault
     assert process.wait(DEADLINE_S) == 0
+
+
+def test_its_threads_are_as_nice_as_was_asked_and_the_camera_is_heard_beside_the_executor(
+        world: World, start: Callable[..., subprocess.Popen[str]]) -> None:
+    base = os.getpriority(os.PRIO_PROCESS, 0)
+    process = start(nice=3, threads=1)
+    activate(world)
+    world.see_chunk(lambda chunk: bool(chunk.steps), "a chunk")
+    node = next((child for child in psutil.Process(process.pid).children(recursive=True) if "python" in child.name()),
+                psutil.Process(process.pid))  # where there is a `timeout` it is the parent
+    threads = [int(path.name) for path in Path(f"/proc/{node.pid}/task").iterdir()]
+    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, base + 3)} and len(threads) > 3
+    world.until(lambda: world.value("policy", "nice") == str(min(19, base + 3)), "the niceness in diagnostics", world.stream)
+    assert world.value("policy", "threads") == "1"
+    listeners = world.get_subscriptions_info_by_topic("/image")
+    assert [info.node_name for info in listeners] == ["policy_node"], "the graph names the node"
+
+
+def test_a_camera_thread_that_breaks_ends_the_process(world: World, ros_environment: dict[str, str], tmp_path: Path) -> None:
+    """A node that hears no picture any more must not live on as if there were none."""
+    code = ("from openvla_ros.ros import policy_node; "
+            "policy_node.PolicyNode._on_image = lambda self, message: 1 / 0; raise SystemExit(policy_node.main())")
+    log = tmp_path / "broken.log"
+    with log.open("w") as sink:
+        process = subprocess.Popen([sys.executable, "-c", code, "--ros-args", "-p", "checkpoint:=scripted"], env=ros_environment,
+                                   stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        assert world.transition(Transition.TRANSITION_CONFIGURE)
+        world.until(lambda: process.poll() is not None, "the end of the process", world.stream)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "ZeroDivisionError" in log.read_text()
 
 
 def test_bad_frames_are_counted_and_named_and_move_nothing(world: World, start: Callable[..., subprocess.Popen[str]]) -> None:

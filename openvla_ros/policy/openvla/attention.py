@@ -14,9 +14,16 @@ Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 """(query [B,H,Q,d], key [B,H,K,d], value [B,H,K,d], causal) -> [B,H,Q,d]. Causal: the last query sees every key."""
 
 
+ROWS_AT_A_TIME = 16
+
+
 def attend_sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     """Torch's own attention; it picks its fastest kernel by itself."""
     queries, keys = query.shape[2], key.shape[2]
+    if not causal and (missing := filling(keys, query)):
+        seen = torch.arange(keys + missing) < keys
+        key, value = (functional.pad(tensor, (0, 0, 0, missing)) for tensor in (key, value))
+        return attend_seen(query, key, value, seen[None, None, None])
     if not causal or queries == 1:
         return functional.scaled_dot_product_attention(query, key, value)
     if queries == keys:
@@ -24,6 +31,12 @@ def attend_sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tens
     # torch aligns its causal mask to the first key; a query block behind cached keys needs it aligned to the last.
     seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
     return attend_seen(query, key, value, seen)
+
+
+def filling(count: int, like: Tensor) -> int:
+    """How many rows more of a tensor such as `like` are computed in no more time: bfloat16 on a CPU is multiplied 16 rows at a time,
+    and what is left over takes a slow way."""
+    return -count % ROWS_AT_A_TIME if like.dtype == torch.bfloat16 and like.device.type == "cpu" else 0
 
 
 def attend_seen(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ class Int8Linear(nn.Module):
         row_scale = (rows.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp_min(SMALLEST_SCALE)  # NaN stays NaN
         whole = torch.round(rows / row_scale).to(torch.int8)
         if self.by_onednn:
-            sums = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32,
-                                                      "none", [], "")
+            sums: Tensor = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0,
+                                                              torch.float32, "none", [], "")
         else:
             sums = multiply_int8(whole, self.weight) * self.scale
         return (sums * row_scale).to(tokens.dtype).view(*tokens.shape[:-1], -1)
@@ -98,7 +98,7 @@ def multiply_int8(rows: Tensor, weight: Tensor) -> Tensor:
     if rows.device.type == "cuda" and count < CUDA_ROWS:
         rows = functional.pad(rows, (0, 0, 0, CUDA_ROWS - count))
     product: Tensor = torch._int_mm(rows, weight.t())
-    return product[:count]
+    return product.narrow(0, 0, count)
 
 
 @lru_cache(maxsize=1)

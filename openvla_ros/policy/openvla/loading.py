@@ -54,11 +54,20 @@ def load_openvla(settings: PolicySettings, progress: bool | None = None) -> Open
     notes = (NOTES[settings.quantization], UNTRAINED if configuration.untrained else "")
     policy = OpenvlaPolicy(name, model, prompt, processor, ImagePath(settings.resize, settings.rotate_180, settings.centre_crop),
                            ActionTokens(configuration.vocabulary, configuration.bins), statistics, settings.step_s,
-                           configuration.end_id, tuple(filter(None, notes)), settings.draft)
-    if device.type == "cuda":
-        with progress_bar(folder.name, progress, "recording", "prompt lengths") as report:
-            policy.record_passes(report)
+                           configuration.end_id, tuple(filter(None, notes)), settings.draft == "previous")
+    if device.type == "cuda" and settings.quantization not in BY_BITSANDBYTES:  # its layers look at numbers on the host within a pass
+        record(policy, folder.name, progress)
     return policy
+
+
+def record(policy: OpenvlaPolicy, name: str, progress: bool | None) -> None:
+    """Record the passes as CUDA graphs. Where that fails the policy is as exact without them, and its notes say so."""
+    try:
+        with progress_bar(name, progress, "recording", "prompt lengths") as report:
+            policy.record_passes(report)
+    except RuntimeError as error:
+        policy.recorded = None
+        policy.notes += (f"CUDA graphs could not be recorded, so every action takes longer than it needs to: {str(error).splitlines()[0]}",)
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openvla_ros.contract import ByteArray
+from openvla_ros.policy.openvla.attention import filling
 from openvla_ros.policy.openvla.language import KeyValueCache
 from openvla_ros.policy.openvla.model import OpenvlaModel
 
@@ -49,6 +50,7 @@ class Passes:
         """
         texts = [[*prompt, *draft] for prompt, draft in zip(prompts, drafts or [()] * len(prompts), strict=True)]
         width, asked = max(map(len, texts)), 1 + (len(drafts[0]) if drafts else 0)
+        width = min(width + filling(patches.shape[1] + width, patches), self.cache.length - patches.shape[1])
         ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=self.device)
         begins = torch.tensor([patches.shape[1] + len(prompt) - 1 for prompt in prompts], device=self.device)
         wanted = begins[:, None] + torch.arange(asked, device=self.device)
@@ -86,6 +88,7 @@ class RecordedPasses(Passes):
         self.positions = torch.arange(cache.length, device=self.device)
         # Room for the longest prompt, filled up, with a draft behind it.
         self.ids = torch.zeros(1, cache.length - self.patches, dtype=torch.int64, device=self.device)
+        self.host_ids = torch.zeros(1, cache.length - self.patches, dtype=torch.int64, pin_memory=on_gpu)
         self.wanted = torch.zeros(1, count, dtype=torch.int64, device=self.device)
         self.tokens = torch.zeros(1, count, dtype=torch.int64, device=self.device)
         self.places = torch.zeros(1, count, dtype=torch.int64, device=self.device)
@@ -114,9 +117,11 @@ class RecordedPasses(Passes):
         prompt, draft = list(prompts[0]), list(drafts[0]) if drafts else []
         self.bucket = min(-(-len(prompt) // BUCKET) * BUCKET, self.ids.shape[1] - self.count)
         asked, width, begin = 1 + len(draft), self.bucket + len(draft), self.patches + len(prompt) - 1
-        self.ids[:, :width].copy_(torch.tensor([prompt + draft + [0] * (width - len(prompt) - len(draft))]))
+        self.host_ids[0, :width] = torch.tensor(prompt + draft + [0] * (width - len(prompt) - len(draft)))
+        self.ids[:, :width].copy_(self.host_ids[:, :width], non_blocking=True)
         self.wanted[:, :asked].copy_(self.positions[begin:begin + asked])
-        return self.replay("prefill", self.bucket, asked, lambda: self.read(patches, self.ids[:, :width], self.wanted[:, :asked]))
+        logits = self.replay("prefill", self.bucket, asked, lambda: self.read(patches, self.ids[:, :width], self.wanted[:, :asked]))
+        return logits.clone()  # recordings share memory
 
     def more(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
         """As in `Passes`. Tokens that lie on the device are not waited for."""
@@ -130,7 +135,7 @@ class RecordedPasses(Passes):
             return language(language.embed(self.tokens[:, :count]), self.cache,  # type: ignore[no-any-return]
                             self.cache.scattered(self.places[:, :count], end))
 
-        return self.replay("more", self.bucket, count, run).clone()  # the next pass writes to the same place
+        return self.replay("more", self.bucket, count, run).clone()
 
     def replay(self, name: str, bucket: int, width: int, run: Callable[[], Tensor]) -> Tensor:
         """Run what was recorded under this name and these sizes; record it first where it was not yet."""
