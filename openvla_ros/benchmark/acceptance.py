@@ -37,7 +37,8 @@ class Acceptance:
     those whose first D-1 are equal: the last id is never drafted, it comes out of the pass that confirms the others.
     passes: way of drafting -> mean decoder passes per action, the prefill among them. Ways: `plain` D; `prefix` the draft is read
     once, with the prefill, and plain decoding goes on behind the confirmed ids; `redraft` every later pass reads the rest of the
-    previous action again; `tree K/N` as redraft, with up to N neighbours within K bins per pass.
+    previous action again; `tree K/N` as redraft, with up to N neighbours within K bins per pass; `engine` what ours took, whose later
+    passes read its own choices instead.
     """
 
     source: str
@@ -55,9 +56,11 @@ class Acceptance:
                 "passes": dict(self.passes)}
 
 
-def acceptance(source: str, episodes: Iterable[IdArray], trees: Sequence[tuple[int, int]] = TREES) -> Acceptance | None:
+def acceptance(source: str, episodes: Iterable[IdArray], trees: Sequence[tuple[int, int]] = TREES,
+               measured: Sequence[int] = ()) -> Acceptance | None:
     """Count over the pairs of consecutive actions of each episode, [steps, D] ids each. None where there is no pair.
 
+    measured: passes that an engine with drafts took for these actions, where it was asked.
     A tree's shape is chosen from the offsets of the episodes that it is not counted on (odd and even ones in turn), else it would
     be fitted to its own test.
     """
@@ -72,6 +75,8 @@ def acceptance(source: str, episodes: Iterable[IdArray], trees: Sequence[tuple[i
         halves = [np.concatenate(half) for half in (moved[::2], moved[1::2]) if half]
         counted = [mean_passes(half, width, nodes, learned_from=halves[len(halves) - 1 - index]) for index, half in enumerate(halves)]
         passes[f"tree {width}/{nodes}"] = float(np.average(counted, weights=[len(half) for half in halves]))
+    if measured:
+        passes["engine"] = float(np.mean(measured))
     return Acceptance(source, len(moved), len(offsets), np.mean(offsets == 0, axis=0),
                       {bins: np.mean(np.abs(offsets) <= bins, axis=0) for bins in NEAR_BINS},
                       np.bincount(confirmed, minlength=steps) / len(offsets), passes)

@@ -21,12 +21,12 @@ from openvla_ros.benchmark.memory import MemoryWatch, Taken, disk_bytes_per_s, f
 from openvla_ros.benchmark.pictures import Frame
 from openvla_ros.benchmark.sizes import INSTRUCTION, NOTE, random_policy
 from openvla_ros.contract import Check, Observation
-from openvla_ros.errors import DependencyMissing, NotEnoughMemory, OpenvlaRosError
+from openvla_ros.errors import NotEnoughMemory, OpenvlaRosError
 from openvla_ros.observation.image import decode_compressed
 from openvla_ros.policy.catalogue import PolicySettings
 from openvla_ros.policy.openvla.checkpoint import SafetensorsFolder, TensorSource, find_checkpoint
 from openvla_ros.policy.openvla.loading import choose_device, load_openvla
-from openvla_ros.policy.openvla.policy import OpenvlaPolicy
+from openvla_ros.policy.openvla.policy import OpenvlaPolicy, Prediction
 from openvla_ros.policy.openvla.quantization import BYTES_PER_WEIGHT
 
 MEASURED_S = 60.0
@@ -249,38 +249,29 @@ def fire_baseline(bench: Bench) -> Fire:
 def fire(bench: Bench, quantization: str = "none", rows: int = 1, draft: str = "") -> Fire:
     """Ours. draft: "" without; "same": its last answer was to the same picture, so all of the draft is right; "other": to another one."""
     policy = bench.policy(quantization)
-    if draft and not hasattr(policy, "draft"):
-        raise DependencyMissing("this engine has no drafts")
 
     def call(round_: int) -> Shot:
         observations = [bench.observation(round_, row) for row in range(rows)]
-        if hasattr(policy, "draft"):
-            policy.draft = bool(draft)
+        policy.draft = bool(draft)
         if draft:
             policy.predict(observations[0] if draft == "same" else bench.observation(round_ + 1))
         before_s = time.perf_counter()
         predictions = policy.predict_batch(observations)
         bench.wait()
         total_ms = (time.perf_counter() - before_s) * 1e3
-        longest = max(len(prediction.generated_ids) for prediction in predictions)
-        passes = max(getattr(prediction, "passes", 0) for prediction in predictions) or longest
-        return Shot([prediction.generated_ids for prediction in predictions], once(predictions), total_ms, passes)
+        return Shot([prediction.generated_ids for prediction in predictions], stages_of(predictions[0]), total_ms,
+                    max(prediction.passes for prediction in predictions))
 
     return call
 
 
-def once(predictions: Sequence[Any]) -> dict[str, float]:
-    """Milliseconds of each stage of a call; observations that were computed together share theirs. Single passes as `decode 1` and on."""
-    groups = list({id(prediction.stage_ms): prediction for prediction in predictions}.values())
-    stage_ms: dict[str, float] = {}
-    for prediction in groups:
-        for stage, value in prediction.stage_ms.items():
-            stage_ms[stage] = stage_ms.get(stage, 0.0) + value
-    single = getattr(predictions[0], "pass_ms", ()) if len(groups) == 1 else ()
-    if single:
-        stage_ms.pop("decode", None)
-        stage_ms.update({f"decode {number}": value for number, value in enumerate(single, start=1)})
-    return stage_ms
+def stages_of(prediction: Prediction) -> dict[str, float]:
+    """Milliseconds of each stage of the call that it came from, with single passes as `decode 1` and on."""
+    stages = dict(prediction.stage_ms)
+    if prediction.pass_ms:
+        stages["decode"] -= sum(prediction.pass_ms)  # what lies between and behind them
+        stages.update({f"decode {number}": value for number, value in enumerate(prediction.pass_ms, start=1)})
+    return stages
 
 
 def by_stage(shot: Shot) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from openvla_ros.bags.frames import Frame, frames, select
 from openvla_ros.bags.read import SECOND_NS, Recording
 from openvla_ros.benchmark.acceptance import Acceptance, IdArray, acceptance
 from openvla_ros.contract import ActionChunk, Observation
-from openvla_ros.policy.catalogue import DEFAULT, load_policy, read_profile
+from openvla_ros.policy.catalogue import DEFAULT, read_profile
+from openvla_ros.policy.openvla.loading import load_openvla
+from openvla_ros.policy.openvla.policy import OpenvlaPolicy, Prediction
 from openvla_ros.policy.openvla.tokens import ActionTokens
 from openvla_ros.policy.statistics import ActionStatistics, check_statistics
 from openvla_ros.robot import Limits
@@ -40,16 +42,16 @@ def all_acceptances(checkpoint: str, unnorm_key: str, bags: Sequence[Path], epis
     """
     from openvla_ros.ros.profile import read_robot
 
-    policy, limits, found = load_policy(read_profile(DEFAULT)), read_robot("wx250s_sim").limits, list[Acceptance | None]()
+    policy, limits, found = load_openvla(read_profile(DEFAULT)), read_robot("wx250s_sim").limits, list[Acceptance | None]()
     for kind in KINDS:
         seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-        ids, successes = closed_loop_ids(policy, limits, kind, seeds, partial(progress, f"{kind} in the simulation"))
-        found.append(acceptance(f"shipped policy, {kind} ({successes} of {episodes} done)", ids))
+        driven = closed_loop(policy, limits, kind, seeds, partial(progress, f"{kind} in the simulation"))
+        found.append(acceptance(f"shipped policy, {kind} ({driven.successes} of {episodes} done)", driven.ids, measured=driven.passes))
     policy.close()
     if not bags:
         return [one for one in found if one is not None]
-    other = load_policy(read_profile("openvla-7b", checkpoint=checkpoint, unnorm_key=unnorm_key)) if checkpoint else None
-    tokens, statistics = bridge_coding() if other is None else (other.tokens, other.statistics)  # type: ignore[attr-defined]
+    other = load_openvla(read_profile("openvla-7b", checkpoint=checkpoint, unnorm_key=unnorm_key)) if checkpoint else None
+    tokens, statistics = bridge_coding() if other is None else (other.tokens, other.statistics)
     for number, bag in enumerate(bags):
         progress(bag.name, number, len(bags))
         found.append(acceptance(f"{bag.name}, recorded actions", demonstrated_ids(bag, tokens, statistics)))
@@ -66,42 +68,42 @@ def bridge_coding() -> tuple[ActionTokens, ActionStatistics]:
     return ActionTokens(32000), check_statistics("bridge_orig", {"action": {"q01": q01, "q99": q99, "mask": [True] * 6 + [False]}})
 
 
-class Predicting(Protocol):
-    """A policy that gives token ids."""
+class Driven(NamedTuple):
+    """A policy in closed loop. ids: per episode; passes: of the decoder, for every step behind an episode's first; successes: episodes."""
 
-    def act(self, observation: Observation) -> ActionChunk:
-        """One chunk with its `token_ids`."""
+    ids: list[IdArray]
+    passes: list[int]
+    successes: int
 
 
-def closed_loop_ids(policy: Predicting, limits: Limits, kind: str, seeds: Sequence[int],
-                    progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[list[IdArray], int]:
-    """The policy does a task in the simulation: (ids per episode, episodes in which it was done). limits: of the robot's profile.
-
-    progress: called with (episodes done, episodes in all).
-    """
+def closed_loop(policy: OpenvlaPolicy, limits: Limits, kind: str, seeds: Sequence[int],
+                progress: Callable[[int, int], None] = lambda done, total: None) -> Driven:
+    """The policy does a task in the simulation, with drafts. limits: of the robot's profile. progress: (episodes done, in all)."""
     from openvla_ros.simulation.evaluate import evaluate  # late: MuJoCo takes a moment
 
-    episodes, successes = list[IdArray](), 0
+    episodes, passes, successes = list[IdArray](), list[int](), 0
+    policy.draft = True
     for done, seed in enumerate(seeds, start=1):
-        seen: list[tuple[int, ...]] = []
+        seen: list[Prediction] = []
+        policy.forget()
 
-        def act(observations: Sequence[Observation], seen: list[tuple[int, ...]] = seen) -> list[ActionChunk]:
-            chunks = [policy.act(observation) for observation in observations]
-            seen.extend(tuple(chunk.token_ids) for chunk in chunks)
-            return chunks
+        def act(observations: Sequence[Observation], seen: list[Prediction] = seen) -> list[ActionChunk]:
+            seen.append(policy.predict(observations[0]))
+            return [policy.to_chunk(observations[0], seen[-1])]
 
         successes += evaluate(act, limits, [kind], [seed], batch=1)[kind].successes
-        episodes += [to_array(seen)] if seen else []
+        episodes += [to_array([each.generated_ids for each in seen])] if seen else []
+        passes += [each.passes for each in seen[1:]]
         progress(done, len(seeds))
-    return episodes, successes
+    return Driven(episodes, passes, successes)
 
 
-def recorded_ids(policy: Predicting, bag: Path) -> list[IdArray]:
+def recorded_ids(policy: OpenvlaPolicy, bag: Path) -> list[IdArray]:
     """What the policy answers to consecutive frames of a recording. Raises BagError."""
     def answers() -> Iterator[tuple[Frame, tuple[int, ...]]]:
         for frame in decoded_frames(bag):
             if frame.rgb is not None:
-                yield frame, tuple(policy.act(Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg)).token_ids)
+                yield frame, policy.predict(Observation(frame.rgb, frame.instruction, frame.stamp_ns, frame.jpeg)).generated_ids
 
     return split_episodes(answers())
 

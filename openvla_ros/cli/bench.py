@@ -219,10 +219,10 @@ def show_acceptance(rows: list[dict[str, Any]], console: Console) -> None:
     for row in rows:
         table.add_row(row["source"], str(row["pairs"]), *(f"{share:.0%}" for share in row["equal"]))
     console.print(table)
-    ways = list(rows[0]["passes"]) if rows else []
+    ways = list(dict.fromkeys(way for row in rows for way in row["passes"]))
     table = Table("passes per action", *ways, title_justify="left")
     for row in rows:
-        table.add_row(row["source"], *(f"{row['passes'][way]:.2f}" for way in ways))
+        table.add_row(row["source"], *(f"{row['passes'][way]:.2f}" if way in row["passes"] else "-" for way in ways))
     console.print(table)
 
 
