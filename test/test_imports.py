@@ -28,7 +28,6 @@ MAY_USE: dict[str, set[str] | None] = {
     "regression": {*FOUNDATION, "observation", "policy", "action", "bags"},
     "benchmark": None,
     "pytest_plugin": {"errors", "regression"},
-    "benchmark": None,
     "cli": None,
 }
 
