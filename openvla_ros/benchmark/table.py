@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from openvla_ros.benchmark.engine import EngineReport, Measured, Start, limit_ms, plan_summary
 
@@ -98,7 +98,8 @@ def show(content: dict[str, Any], console: Console) -> None:
     what = about["checkpoint"] or f"size {about['size']}, random weights"
     console.print(f"[bold]Engine[/bold]: {what}, {about['dtype']} on {about['device']}, {about['positions']} positions, "
                   f"{about['rounds']} rounds, torch {about['torch']}", highlight=False)
-    for part in (limits_table(content["limits"]), modes_table(content), stages_table(content), starts_table(content)):
+    for part in (limits_table(content["limits"]), modes_table(content), agreement_table(content), stages_table(content),
+                 starts_table(content)):
         console.print(part)
     for note in content["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False)
@@ -110,9 +111,14 @@ def show(content: dict[str, Any], console: Console) -> None:
                   f"{peak['baseline_own_bytes'] / 1e9:.2f} GB of it are the baseline's own copies of weights", highlight=False)
 
 
+def name_column(heading: str) -> Column:
+    """What a row is about: never cut, however narrow the terminal."""
+    return Column(heading, no_wrap=True)
+
+
 def limits_table(limits: dict[str, Any]) -> Table:
     """What the device does at best."""
-    table = Table("limit of the device", "measured", title_justify="left")
+    table = Table(name_column("limit of the device"), "measured")
     for way, rate in limits["ways_to_read"].items():
         best = " (best)" if rate == limits["read_bytes_per_s"] else ""
         table.add_row(f"reading memory, {way}", f"{rate / 1e9:.1f} GB/s{best}")
@@ -127,29 +133,42 @@ def limits_table(limits: dict[str, Any]) -> Table:
 
 
 def modes_table(content: dict[str, Any]) -> Table:
-    """One line per mode."""
-    table = Table("mode", title_justify="left")
-    for heading in ("median ms", "p99 ms", "Hz", "of baseline", "of limit", "passes", "ids equal", "flips", "wrong", "action error"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    """One line per mode: how fast."""
+    table = Table(name_column("mode"))
+    for heading in ("median ms", "p99 ms", "Hz", "of base", "of limit", "passes"):
+        table.add_column(heading, justify="right")
     for mode in content["modes"]:
-        if mode["skipped"] or "total" not in mode:
-            continue
-        agreement = mode["agreement"]
-        judged = (f"{agreement['equal']}/{agreement['actions']}", str(agreement["flips"]), str(agreement["wrong"]),
-                  f"{agreement['mean_action_error']:.4f}") if agreement["actions"] else ("-", "-", "-", "-")
-        table.add_row(mode["name"] + ("" if mode["exact"] else " (not exact)"), milliseconds(mode["total"]["median_ms"]),
-                      milliseconds(mode["total"]["p99_ms"]), f"{mode['hz']:.2f}", number(mode["ratio"]), percent(mode["of_limit"]),
-                      f"{mode['passes']:.1f}", *judged)
+        if not mode["skipped"] and "total" in mode:
+            table.add_row(called(mode), milliseconds(mode["total"]["median_ms"]), milliseconds(mode["total"]["p99_ms"]), f"{mode['hz']:.2f}",
+                          number(mode["ratio"]), percent(mode["of_limit"]), f"{mode['passes']:.1f}")
     return table
+
+
+def agreement_table(content: dict[str, Any]) -> Table:
+    """One line per mode: whether its answers are the baseline's."""
+    table = Table(name_column("mode"))
+    for heading in ("ids equal", "flips", "wrong", "action error"):
+        table.add_column(heading, justify="right")
+    for mode in content["modes"]:
+        agreement = mode["agreement"]
+        if not mode["skipped"] and agreement["actions"]:
+            table.add_row(called(mode), f"{agreement['equal']}/{agreement['actions']}", str(agreement["flips"]), str(agreement["wrong"]),
+                          f"{agreement['mean_action_error']:.4f}")
+    return table
+
+
+def called(mode: dict[str, Any]) -> str:
+    """Its name, and whether it may differ."""
+    return str(mode["name"]) + ("" if mode["exact"] else " (not exact)")
 
 
 def stages_table(content: dict[str, Any]) -> Table:
     """One line per stage: baseline, ours, limit."""
     modes = {mode["name"]: mode for mode in content["modes"] if "total" in mode}
     baseline, ours = modes.get(BASELINE, {}).get("stages", {}), modes.get(OURS, {}).get("stages", {})
-    table = Table("stage", title_justify="left")
-    for heading in ("baseline ms", "ours ms", "p99 ms", "ours / baseline", "limit ms", "of limit"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table(name_column("stage"))
+    for heading in ("baseline ms", "ours ms", "p99 ms", "of base", "limit ms", "of limit"):
+        table.add_column(heading, justify="right")
     for part in ("image decode", "resize", "upload"):
         if part in content["parts"]:
             spent = content["parts"][part]
@@ -169,9 +188,9 @@ def stages_table(content: dict[str, Any]) -> Table:
 
 def starts_table(content: dict[str, Any]) -> Table:
     """One line per kind of weights."""
-    table = Table("weights", title_justify="left")
+    table = Table(name_column("weights"))
     for heading in ("kept GB", "peak over kept GB", "load s", "until ready s", "disk GB/s", "load / disk time"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for start in content["starts"]:
         rate, size = start["disk_bytes_per_s"], start["file_bytes"]
         table.add_row(start["weights"], f"{start['kept_bytes'] / 1e9:.2f}", f"{start['peak_over_kept_bytes'] / 1e9:.2f}",
