@@ -30,7 +30,7 @@ DEFAULT_SECTIONS = ("parts", "engine", "nodes", "decoding")
 """What is measured unless something else is asked for. acceptance takes minutes, and says nothing about this machine."""
 
 SIZES = ("tiny", "mid", "7b")
-QUANTIZATIONS = ("int8", "nf4", "w8a8")
+QUANTIZATIONS = ("none", "int8", "nf4", "w8a8")
 FRAMES = 16
 """Pictures that the engine is shown in turn."""
 
@@ -48,8 +48,8 @@ def main(
     unnorm_key: Annotated[str, typer.Option(help="Action statistics of the checkpoint. Optional where there is only one.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    quantization: Annotated[str, typer.Option("--quantization", "--modes", help="Also measure the engine with weights of these kinds: "
-                                              f"some of {', '.join(QUANTIZATIONS)} with commas between, or none.")] = "w8a8",
+    quantization: Annotated[str, typer.Option("--quantization", "--modes", help=f"Weights of the engine: {', '.join(QUANTIZATIONS)}. "
+                                              "Baseline, drafts and batches come with none.")] = "none,w8a8",
     batch: Annotated[str, typer.Option(help="Observations at once, for the throughput of the engine.")] = "1,2,4,8",
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of the engine's modes; 0 for about a minute.")] = 0,
     margin: Annotated[float, typer.Option(help="Ids must be equal where the baseline's two largest logits differ by more. "
@@ -121,7 +121,7 @@ def check_engine(size: str, device: str, dtype: str, quantization: str, batch: s
                                  ("--dtype", dtype, tuple(MARGINS))):
         if value not in known:
             raise ConfigurationError(f"{option} is {value!r}, expected one of {', '.join(filter(None, known))}.")
-    kinds = tuple(kind for kind in listed("--quantization", quantization, ("none", *QUANTIZATIONS)) if kind != "none")
+    kinds = listed("--quantization", quantization, QUANTIZATIONS) or ("none",)
     try:
         sizes = tuple(dict.fromkeys(int(number) for number in batch.split(",") if number.strip()))
     except ValueError:
