@@ -33,11 +33,11 @@ MAY_USE: dict[str, set[str] | None] = {
 
 # Who alone may import a library (top-level name, * for any text). Nobody, where there is no place.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "rclpy": ("openvla_ros/ros",),
+    "rclpy": ("openvla_ros/ros", "openvla_ros/benchmark"),
     "rosidl_*": ("openvla_ros/ros",),
     "cv_bridge": ("openvla_ros/ros",),
     "tf2_ros": ("openvla_ros/ros",),
-    **dict.fromkeys(("ament_*", "*_msgs", "*_interfaces", "std_srvs"), ("openvla_ros/ros", "launch")),
+    **dict.fromkeys(("ament_*", "*_msgs", "*_interfaces", "std_srvs"), ("openvla_ros/ros", "openvla_ros/benchmark", "launch")),
     "launch": ("launch",),
     "launch_ros": ("launch",),
     "launch_*": ("launch",),
@@ -138,6 +138,7 @@ def test_every_room_has_a_line(checkout: Path) -> None:
         ("openvla_ros/simulation/evaluate.py", "import torch"),
         ("openvla_ros/ros/policy_node.py", "from launch import LaunchDescription"),
         ("openvla_ros/ros/policy_node.py", "from openvla_ros.cli import app"),
+        ("openvla_ros/ros/policy_node.py", "from openvla_ros.benchmark import nodes"),
         ("openvla_ros/bags/replay.py", "from openvla_ros.ros.convert import to_message"),
         ("openvla_ros/bags/replay.py", "from openvla_ros.policy.catalogue import load"),
         ("openvla_ros/observation/assemble.py", "from ..action import safety"),
@@ -165,6 +166,8 @@ def test_a_broken_door_is_seen(path: str, code: str) -> None:
         ("openvla_ros/training/examples.py", "import torch\nfrom openvla_ros.simulation import expert"),
         ("openvla_ros/bags/replay.py", "from rosbags.highlevel import AnyReader\nfrom openvla_ros.observation import image"),
         ("openvla_ros/cli/run.py", "from openvla_ros.ros import processes\nfrom openvla_ros import __version__"),
+        ("openvla_ros/benchmark/lab.py", "import rclpy\nimport torch\nfrom openvla_ros.ros import processes"),
+        ("openvla_ros/cli/bench.py", "from openvla_ros.benchmark import nodes"),
         ("launch/robot.launch.py", "from launch_ros.actions import Node\nfrom lifecycle_msgs.msg import Transition"),
     ],
 )
