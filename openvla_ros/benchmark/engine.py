@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,8 @@ INSTRUCTIONS = (INSTRUCTION, "open the drawer", "put the spoon on the towel", "l
 class Plan:
     """What to measure. checkpoint: a folder or hub name; empty: random weights of `size`. rounds: 0 for about MEASURED_S seconds.
 
-    frames: one per round, round and round. margin: ids must equal the baseline's where its two largest logits differ by more.
+    quantizations: kinds of weights, at least one; with `none` come baseline, drafts and batches, and without it those weights are never
+    loaded. frames: one per round, round and round. margin: ids must equal the baseline's where its two largest logits differ by more.
     """
 
     size: str
@@ -216,18 +218,16 @@ class Bench:
 def all_modes(bench: Bench) -> list[Mode]:
     """What is compared, in the order in which a round goes through it."""
     plan = bench.plan
-    modes = [
-        Mode("baseline", lambda: fire_baseline(bench)),
-        Mode("ours", lambda: fire(bench)),
-        Mode("ours, draft of another scene", lambda: fire(bench, draft="other")),
-        Mode("ours, draft of the same scene", lambda: fire(bench, draft="same")),
+    plain = [
+        Mode("baseline", partial(fire_baseline, bench)),
+        Mode("ours", partial(fire, bench)),
+        Mode("ours, draft of another scene", partial(fire, bench, draft="other")),
+        Mode("ours, draft of the same scene", partial(fire, bench, draft="same")),
     ]
-    for kind in plan.quantizations:
-        modes.append(Mode(f"ours, {kind}", lambda kind=kind: fire(bench, kind), exact=False, quantization=kind))  # type: ignore[misc]
-    for rows in plan.batches:
-        if rows > 1:
-            modes.append(Mode(f"ours, {rows} at once", lambda rows=rows: fire(bench, rows=rows), rows=rows))  # type: ignore[misc]
-    return modes
+    quantized = [Mode(f"ours, {kind}", partial(fire, bench, kind), exact=False, quantization=kind)
+                 for kind in plan.quantizations if kind != "none"]
+    together = [Mode(f"ours, {rows} at once", partial(fire, bench, rows=rows), rows=rows) for rows in plan.batches if rows > 1]
+    return [*plain, *quantized, *together] if "none" in plan.quantizations else quantized
 
 
 def fire_baseline(bench: Bench) -> Fire:
@@ -288,7 +288,7 @@ def run(plan: Plan, loading: Callable[[str, int, int], None] = lambda what, done
     """Measure. progress: called with (rounds done, rounds in all). Raises OpenvlaRosError where not even our plain mode can be had."""
     bench = Bench(plan, loading)
     with MemoryWatch(bench.device) as watch:
-        policy = bench.policy()
+        policy = bench.policy(plan.quantizations[0])
         positions = policy.model.shape.towers[0].patches + len(policy.prompt.encode(bench.observation(0).instruction))
         work: Work = work_of(policy.model.shape, positions)
         small = plan.size == "tiny" and not plan.checkpoint
@@ -341,14 +341,15 @@ def time_rounds(bench: Bench, limits: Limits, measured: Sequence[Measured], call
             one.shots.append(shot)
             answer = bench.answers.get(round_)
             if answer is not None and one.mode.name != "baseline":
-                judged = compare(answer.ids, answer.margins, shot.ids[0], bench.plan.margin, bench.policy().tokens)
+                tokens = bench.policy(one.mode.quantization).tokens
+                judged = compare(answer.ids, answer.margins, shot.ids[0], bench.plan.margin, tokens)
                 one.agreement = one.agreement.plus(judged)
     return time.perf_counter() - begun_s
 
 
 def time_parts(bench: Bench, round_: int, parts: dict[str, list[float]]) -> None:
     """What happens to a frame before the model, by itself: decode the JPEG, resize, bring it to the device."""
-    policy, frame = bench.policy(), bench.plan.frames[round_ % len(bench.plan.frames)]
+    policy, frame = bench.policy(bench.plan.quantizations[0]), bench.plan.frames[round_ % len(bench.plan.frames)]
     before_s = time.perf_counter()
     decode_compressed(frame.jpeg, "jpeg")
     decoded_s = time.perf_counter()

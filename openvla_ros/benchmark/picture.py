@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openvla_ros.benchmark.table import STAGES
+from openvla_ros.benchmark.table import OURS, STAGES
 from openvla_ros.errors import ConfigurationError, DependencyMissing
 
 COLOURS = {"preprocess": "#8c8c8c", "upload": "#c9a227", "vision": "#2a9d8f", "prefill": "#2f6db3", "decode": "#d1495b", "host": "#3d3d3d"}
@@ -37,9 +38,11 @@ def write_picture(content: dict[str, Any], path: Path) -> None:
     passes = max((mode["passes"] for mode in modes), default=7.0)
     bars.append(("limit, token by token", confirmed | {"decode": least["decode"] * (passes - 1)}, None))
     bars.append(("limit, all confirmed", confirmed, None))
-    figure = Figure(figsize=(10.0, 1.4 + 0.5 * len(bars)), layout="constrained")
+    curve = [(mode["rows"], mode["hz"]) for mode in content["modes"] if "total" in mode and (mode["rows"] > 1 or mode["name"] == OURS)]
+    figure = Figure(figsize=(12.0, 1.6 + 0.5 * len(bars)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, beside_it = figure.subplots(1, 2, width_ratios=(3, 1))
+    draw_curve(beside_it, curve)
     for row, (_, stages, mode) in enumerate(bars):
         left = 0.0
         for stage, value in stages.items():
@@ -60,3 +63,14 @@ def write_picture(content: dict[str, Any], path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def draw_curve(axes: Any, curve: Sequence[tuple[int, float]]) -> None:
+    """Actions per second over the number of observations at once."""
+    axes.plot(*zip(*sorted(curve), strict=True) if curve else ([], []), marker="o", color=COLOURS["prefill"])
+    axes.set_xlabel("observations at once")
+    axes.set_ylabel("actions per second, all together")
+    axes.set_xticks(sorted({rows for rows, _ in curve}))
+    axes.set_ylim(bottom=0.0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from openvla_ros.benchmark.engine import EngineReport, Measured, Start, limit_ms, plan_summary
+from openvla_ros.benchmark.plain import plain
 
 STAGES = ("preprocess", "upload", "vision", "prefill", "decode", "host")
 """In the order in which they come."""
@@ -79,17 +79,6 @@ def share(limit: float | None, values: Sequence[float]) -> float | None:
     """Least time over median."""
     median = float(np.median(values))
     return limit / median if limit is not None and median > 0.0 else None
-
-
-def plain(value: Any) -> Any:
-    """The same for JSON: no NaN, no numpy."""
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def show(content: dict[str, Any], console: Console) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from openvla_ros.benchmark.parts import ITEMS, TICK_US, Measured, measure
+from openvla_ros.benchmark.plain import plain
 from openvla_ros.cli.bench_parts import as_plain, machine, read_earlier, show
 from openvla_ros.errors import ConfigurationError, DependencyMissing
 
@@ -30,7 +30,7 @@ DEFAULT_SECTIONS = ("parts", "engine", "nodes", "decoding")
 """What is measured unless something else is asked for. acceptance takes minutes, and says nothing about this machine."""
 
 SIZES = ("tiny", "mid", "7b")
-QUANTIZATIONS = ("int8", "nf4", "w8a8")
+QUANTIZATIONS = ("none", "int8", "nf4", "w8a8")
 FRAMES = 16
 """Pictures that the engine is shown in turn."""
 
@@ -48,8 +48,8 @@ def main(
     unnorm_key: Annotated[str, typer.Option(help="Action statistics of the checkpoint. Optional where there is only one.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    quantization: Annotated[str, typer.Option("--quantization", "--modes", help="Also measure the engine with weights of these kinds: "
-                                              f"some of {', '.join(QUANTIZATIONS)} with commas between, or none.")] = "w8a8",
+    quantization: Annotated[str, typer.Option("--quantization", "--modes", help=f"Weights of the engine: {', '.join(QUANTIZATIONS)}. "
+                                              "Baseline, drafts and batches come with none.")] = "none,w8a8",
     batch: Annotated[str, typer.Option(help="Observations at once, for the throughput of the engine.")] = "1,2,4,8",
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of the engine's modes; 0 for about a minute.")] = 0,
     margin: Annotated[float, typer.Option(help="Ids must be equal where the baseline's two largest logits differ by more. "
@@ -121,7 +121,7 @@ def check_engine(size: str, device: str, dtype: str, quantization: str, batch: s
                                  ("--dtype", dtype, tuple(MARGINS))):
         if value not in known:
             raise ConfigurationError(f"{option} is {value!r}, expected one of {', '.join(filter(None, known))}.")
-    kinds = tuple(kind for kind in listed("--quantization", quantization, ("none", *QUANTIZATIONS)) if kind != "none")
+    kinds = listed("--quantization", quantization, QUANTIZATIONS) or ("none",)
     try:
         sizes = tuple(dict.fromkeys(int(number) for number in batch.split(",") if number.strip()))
     except ValueError:
@@ -181,7 +181,7 @@ def measure_with_ros(section: str, bags: list[Path], say: Say) -> Any:
     except ModuleNotFoundError as error:
         raise DependencyMissing(f"the section {section} needs {error.name!r}, which cannot be imported here.") from error
     found = module.measure_nodes(report=say) if section == "nodes" else module.measure_decoding(bags[0] if bags else None, report=say)
-    return [asdict(row) for row in found] if isinstance(found, tuple) else asdict(found) if is_dataclass(found) else found  # type: ignore[arg-type]
+    return plain(found)
 
 
 def need_torch(module: str) -> Any:
@@ -227,20 +227,28 @@ def show_acceptance(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def show_plain(title: str, found: Any, console: Console) -> None:
-    """Lists of alike records as tables, a number by itself as a line."""
+    """Alike records as a table with one column each; a number by itself as a line."""
     for name, value in (found.items() if isinstance(found, dict) else [(title, found)]):
-        records = [record for record in value if isinstance(record, dict)] if isinstance(value, (list, tuple)) else []
+        records = [flat(record) for record in value if isinstance(record, dict)] if isinstance(value, list) else []
         if not records:
-            console.print(f"{title}: {name.replace('_', ' ')} {value}", markup=False, highlight=False)
+            console.print(f"{title}: {name.replace('_', ' ')} {short(value)}", markup=False, highlight=False)
             continue
-        table = Table(*(column.replace("_", " ") for column in records[0]), title=name, title_justify="left")
-        for record in records:
-            table.add_row(*(short(cell) for cell in record.values()))
+        table = Table(name, *("" for _ in records), title_justify="left", show_header=True)
+        for field in records[0]:
+            table.add_row(field.replace("_", " "), *(short(record.get(field)) for record in records))
         console.print(table)
+
+
+def flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Records within a record as fields of it; spreads stay."""
+    fields: dict[str, Any] = {}
+    for name, value in record.items():
+        fields |= flat(value) if isinstance(value, dict) and "median" not in value else {name: value}
+    return fields
 
 
 def short(cell: Any) -> str:
     """Median and 99th percentile of a spread; four digits of a number."""
     if isinstance(cell, dict) and {"median", "p99"} <= cell.keys():
-        return f"{cell['median']:.3g} / {cell['p99']:.3g}"
+        return f"{short(cell['median'])}, p99 {short(cell['p99'])}"
     return f"{cell:.4g}" if isinstance(cell, float) else "-" if cell is None else str(cell)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from openvla_ros.benchmark import parts
 from openvla_ros.cli import app, bench
@@ -94,3 +95,20 @@ def test_the_rows_measure_what_they_say() -> None:
         assert all(decision.twist.moving and not decision.refused for decision in decisions)  # type: ignore[attr-defined]
     chain = parts.safety_chain()
     assert [chain().rules for _ in range(2)] == [(), ("step_clamp_translation", "step_clamp_rotation")]  # type: ignore[attr-defined]
+
+
+def test_records_of_numbers_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    spread = {"count": 3, "median": 1.23456, "p99": None, "largest": 4.0}
+    bench.show_plain("nodes", {"overheads": [{"transport": "raw", "times": {"overhead_ms": spread}, "goal_ms": 5.0}], "load_before": 0.5},
+                     Console())
+    said = capsys.readouterr().out
+    assert "overhead ms" in said and "1.235, p99 -" in said and "nodes: load before 0.5" in said and "goal ms" in said
+
+
+def test_a_section_that_cannot_be_had_says_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("rclpy", "rosbags", "openvla_ros.bags.episode"):  # what an import finds where it is not installed
+        monkeypatch.setitem(sys.modules, module, None)
+    assert app.answer(["bench", "--sections", "decoding", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "decoding" not in said and "not installed" in said["skipped"]["decoding"]

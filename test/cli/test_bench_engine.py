@@ -114,8 +114,15 @@ def test_real_weights_are_measured_with_the_disk(shared: Path, capsys: pytest.Ca
 def test_what_cannot_be_had_is_skipped_with_the_reason(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("transformers", "bitsandbytes"):  # what an import finds where it is not installed
         monkeypatch.setitem(sys.modules, module, None)
-    assert app.answer(["bench", "--sections", "engine", "--size", "tiny", "--rounds", "1", "--batch", "1", "--quantization", "nf4",
+    assert app.answer(["bench", "--sections", "engine", "--size", "tiny", "--rounds", "1", "--batch", "1", "--quantization", "none,nf4",
                        "--json"]) == 0
     modes = modes_of(json.loads(capsys.readouterr().out)["engine"])
     assert "pip install transformers" in modes["baseline"]["skipped"] and "bitsandbytes" in modes["ours, nf4"]["skipped"]
     assert modes["ours"]["ratio"] is None and modes["ours"]["total"]["median_ms"] > 0
+
+
+def test_quantised_weights_by_themselves_load_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.answer(["bench", "--sections", "engine", "--size", "tiny", "--rounds", "1", "--quantization", "nf4", "--json"]) == 0
+    engine = json.loads(capsys.readouterr().out)["engine"]
+    assert list(modes_of(engine)) == ["ours, nf4"] and [start["weights"] for start in engine["starts"]] == ["nf4"]
+    assert engine["modes"][0]["agreement"]["actions"] == 0 and engine["modes"][0]["ratio"] is None
