@@ -18,6 +18,13 @@ from openvla_ros.benchmark.overhead import Overhead, measure_overhead
 __all__ = ["Decoding", "Jitter", "Nodes", "Overhead", "measure_decoding", "measure_jitter", "measure_nodes", "measure_overhead"]
 
 
+SECONDS = 4.0
+"""Of each measurement, so that all of them take a minute and a half. A number that is kept deserves 30."""
+
+NORMAL = "normal"
+"""What command_node says of its scheduling, alone or before a colon and the reason, where it has no SCHED_FIFO."""
+
+
 @dataclass(frozen=True)
 class Nodes:
     """Everything that needs ROS, and the load of the computer before and after: what a number is worth."""
@@ -28,17 +35,20 @@ class Nodes:
     load_after: float
 
 
-def measure_nodes(*, seconds: float = 6.0, report: Callable[[str], None] = lambda text: None) -> Nodes:
+def measure_nodes(*, seconds: float = SECONDS, report: Callable[[str], None] = lambda text: None) -> Nodes:
     """Overhead with raw and with compressed pictures while a core is left free, and with raw ones while inference takes every core; jitter
-    under each load, with SCHED_FIFO where the system permits it and without.
+    under each load, and where the system permits SCHED_FIFO under the two heavy ones without it too.
 
-    seconds: of each of the nine measurements; starting and stopping takes about 50 s beside them. Raises as the single measurements do.
+    seconds: of each of the eight measurements; starting, warming up and stopping takes about 50 s beside them on an idle computer.
+    Raises as the single measurements do.
     """
     load_before = os.getloadavg()[0]
     overheads = (measure_overhead("raw", seconds=seconds, report=report),
                  measure_overhead("compressed", seconds=seconds, report=report),
                  measure_overhead("raw", seconds=seconds, threads=len(os.sched_getaffinity(0)), report=report))
-    jitters = (*measure_jitter(seconds=seconds, realtime_priority=0, report=report), *measure_jitter(seconds=seconds, report=report))
+    jitters = measure_jitter(seconds=seconds, report=report)
+    if any(row.scheduling != NORMAL and not row.scheduling.startswith(f"{NORMAL}:") for row in jitters):
+        jitters += measure_jitter(("policy", "saturated"), seconds=seconds, realtime_priority=0, report=report)
     return Nodes(overheads, jitters, load_before, os.getloadavg()[0])
 
 
@@ -48,7 +58,7 @@ def main() -> None:
     def report(text: str) -> None:
         print(text, file=sys.stderr)
 
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 6.0
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
     nodes, decodings = measure_nodes(seconds=seconds, report=report), measure_decoding(report=report)
     print(json.dumps({**asdict(nodes), "decodings": [asdict(row) for row in decodings]}, indent=2))
 

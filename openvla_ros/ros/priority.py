@@ -41,9 +41,11 @@ def let_other_sessions_first(value: int) -> None:
     With autogroups (sched(7); the rule on desktops) niceness counts only within a session, and a process that was started in a session of
     its own, as `openvla-ros run` does, would take half of the time from another, however nice it is.
     """
-    with suppress(OSError):  # another kind of system, or a container that may not
+    with suppress(OSError, ValueError, IndexError):  # another kind of system, or a container that may not
         if os.getsid(0) == os.getpid() and AUTOGROUP_SWITCH.read_text().strip() == "1":
-            AUTOGROUP.write_text(str(max(0, min(MOST_NICE, value))))
+            now = int(AUTOGROUP.read_text().split()[-1])  # "/autogroup-25 nice 0"
+            if 0 <= now < value:
+                AUTOGROUP.write_text(str(min(MOST_NICE, value)))
 
 
 def be_on_time(priority: int) -> str:

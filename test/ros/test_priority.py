@@ -62,7 +62,7 @@ def test_less_nice_than_before_is_left_undone_where_it_is_not_permitted(clean_en
 
 @pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel shares no time by session")
 def test_a_session_of_its_own_steps_back_behind_other_sessions(clean_environment: dict[str, str]) -> None:
-    code = "let_other_sessions_first(7); print(open('/proc/self/autogroup').read())"
+    code = "let_other_sessions_first(7); let_other_sessions_first(3); print(open('/proc/self/autogroup').read())"
     switched_on = AUTOGROUP_SWITCH.read_text().strip() == "1"
     assert run(code, clean_environment, session=True).split()[-1] == ("7" if switched_on else "0")
     ours = AUTOGROUP.read_text().split()[-1]
