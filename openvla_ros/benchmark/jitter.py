@@ -40,6 +40,9 @@ CHUNK_EVERY_S, STEPS, STEP_S = 0.5, 10, 0.2
 MAX_AGE_S = 5.0
 """max_observation_age_s of the measured node: a starved hand must not stop the arm, for then nothing could be measured."""
 
+POLICY_PART = "/load/policy_node: policy"
+"""Where the policy under load says how it is."""
+
 SETTLE_S = 1.0
 """Not counted after a load has begun."""
 
@@ -93,16 +96,16 @@ def _measure(lab: Lab, hand: Hand, load: str, checkpoint: str, seconds: float, r
             ending.callback(lab.stop, process)
         lab.rest(SETTLE_S)
         report(f"{load}: ticks of command_node, {seconds:g} s")
-        said = dict(witness.health.get("/load/policy_node: policy", {}))
+        said = dict(witness.health[POLICY_PART]) if load == "policy" else {}
         begin_ns = witness.now_ns()
         lab.rest(seconds)
         end_ns = witness.now_ns()
         hand.look()
         lab.wait(lambda: witness.ticks_ns[-1] > end_ns, "the last tick")
         scheduling = witness.health["/command_node: driver"]["scheduling"]
-        done = witness.health.get("/load/policy_node: policy", {}).get("taken")
+        done = int(witness.health[POLICY_PART]["taken"]) if load == "policy" else 0
     stamps_ns = [stamp for stamp in witness.ticks_ns if begin_ns <= stamp < end_ns]
-    inferences = int(done) - int(said["taken"]) if done and said else None
+    inferences = done - int(said["taken"]) if said else None
     return Jitter(load, scheduling, rate_hz, len(os.sched_getaffinity(0)), len(stamps_ns), spread(lateness_ms(stamps_ns, rate_hz)),
                   GOALS_MS[load], int(said["threads"]) if said else None, said.get("nice"), inferences)
 
@@ -119,7 +122,7 @@ def make_load(lab: Lab, load: str, checkpoint: str) -> list[Process]:
     if load == "policy":
         policy = lab.start_policy(checkpoint, INSTRUCTION, "/load", max_observation_age_s=60.0)
         camera = lab.start("bench_camera", "openvla_ros.benchmark.camera:main", {}, "/load")
-        lab.wait(lambda: int(lab.witness.health["/load/policy_node: policy"].get("taken", 0)) > 1, "the first inference")
+        lab.wait(lambda: int(lab.witness.health[POLICY_PART].get("taken", 0)) > 1, "the first inference")
         return [camera, policy]
     return []
 
