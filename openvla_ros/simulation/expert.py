@@ -35,8 +35,16 @@ CLOSE_XY_M, CLOSE_Z_M = 0.010, 0.009
 GRIPPED = 0.55
 """Opening of the fingers around a block."""
 
-RELEASE_M, RELEASE_XY_M, RELEASE_Z_M = 0.003, 0.020, 0.009
-"""Room under a block that is let go, how far beside the middle of the plate that may be, and how much higher."""
+RELEASE_M, PLATE_FUNNEL_M = 0.003, 0.012
+"""Room under a block over the plate where the hand no longer goes down, and from where beside the middle its funnel begins."""
+
+RELEASE_XY_M, RELEASE_Z_M = 0.035, 0.025
+"""The fingers open as soon as a block is so near beside the middle of the plate, and so much higher than that place. Far wider than the
+hand comes by itself: nobody can tell a last centimetre from a picture, so wherever the hand may come to rest over the plate they open."""
+
+ASIDE = 0.2
+"""A hand that has just gripped goes toward the plate by so much of the way even while it must first go up: a step straight up over the
+table and one straight down over the plate would begin alike."""
 
 LOWEST_M = 0.024
 """Height of the tool over the table at which the finger tips still clear the plate by 5 mm: pressed on it, they could not open."""
@@ -44,8 +52,8 @@ LOWEST_M = 0.024
 EASE_M = 0.006
 """The hand rises a little while the fingers open, for the same reason."""
 
-DROP_M = 0.012
-"""Room under a block that was taken by mistake when it is let go."""
+DROP_M, DROP_Z_M = 0.012, 0.009
+"""Room under a block that was taken by mistake when it is let go, and how much more it may be."""
 
 
 def act(state: SceneState, task: Task) -> Action:
@@ -53,12 +61,14 @@ def act(state: SceneState, task: Task) -> Action:
     if task.colour not in state.blocks:
         raise StateError(f"the task is about the {task.colour} block, the scene has {', '.join(state.blocks) or 'no blocks'}.")
     if state.held and (state.held != task.colour or task.kind == "reach"):
-        return _put_down(state, state.held, state.tool_m[:2], DROP_M)
+        return _put_down(state, state.held)
     if task.kind == "place" and is_placed(state, task.colour):
         return _leave(state)
     if state.held:
         return _lift(state) if task.kind == "pick" else _carry(state, task.colour)
     block_m = state.blocks[task.colour]
+    if task.kind == "place" and state.opening < OPENED and _over_plate(state, block_m):  # it falls
+        return _leave(state)
     if task.kind == "reach":
         return _toward(state, _above(block_m, HOVER_M), 1.0)
     return _grasp(state, block_m)
@@ -82,15 +92,25 @@ def _lift(state: SceneState) -> Action:
 
 def _carry(state: SceneState, colour: str) -> Action:
     """Over the plate and down on it; let go there."""
-    return _put_down(state, colour, state.plate_m[:2], PLATE_HEIGHT_M + RELEASE_M)
+    goal_m = np.array([*state.plate_m[:2], _height_m(state, colour, PLATE_HEIGHT_M + RELEASE_M)])
+    there = _over_plate(state, state.blocks[colour]) and state.tool_m[2] - goal_m[2] < RELEASE_Z_M
+    return _toward(state, goal_m, 1.0 if there else 0.0, PLATE_FUNNEL_M, ASIDE)
 
 
-def _put_down(state: SceneState, colour: str, where_m: FloatArray, room_m: float) -> Action:
-    """Bring a held block down to `room_m` over the table at a place, and let it go."""
+def _put_down(state: SceneState, colour: str) -> Action:
+    """Straight down with a block that was taken by mistake, and let it go."""
+    goal_m = np.array([*state.tool_m[:2], _height_m(state, colour, DROP_M)])
+    return _step(state, goal_m, 1.0 if state.tool_m[2] - goal_m[2] < DROP_Z_M else 0.0)
+
+
+def _height_m(state: SceneState, colour: str, room_m: float) -> float:
+    """Of the tool over the table when there is `room_m` under the held block."""
     below_m = state.tool_m[2] - state.blocks[colour][2] + BLOCK_EDGE_M / 2.0  # from the tool to the block's underside
-    goal_m = np.array([*where_m, max(LOWEST_M, below_m + room_m)])
-    there = _beside_m(state.tool_m, goal_m) < RELEASE_XY_M and state.tool_m[2] - goal_m[2] < RELEASE_Z_M
-    return _toward(state, goal_m, 1.0 if there else 0.0, 0.6 * RELEASE_XY_M)
+    return float(max(LOWEST_M, below_m + room_m))
+
+
+def _over_plate(state: SceneState, block_m: FloatArray) -> bool:
+    return bool(np.hypot(*(block_m - state.plate_m)[:2]) < RELEASE_XY_M)
 
 
 def _leave(state: SceneState) -> Action:
@@ -100,12 +120,12 @@ def _leave(state: SceneState) -> Action:
     return _step(state, _above(state.tool_m, rise_m), 1.0)
 
 
-def _toward(state: SceneState, goal_m: FloatArray, gripper: float, funnel_m: float = FUNNEL_M) -> Action:
-    """Through the funnel over a goal: high while far beside it, sideways only as far as the height allows."""
+def _toward(state: SceneState, goal_m: FloatArray, gripper: float, funnel_m: float = FUNNEL_M, aside: float = 0.0) -> Action:
+    """Through the funnel over a goal: high while far beside it, sideways only as far as the height allows, or by the share `aside`."""
     beside_m = _beside_m(state.tool_m, goal_m)
     wanted_z_m = max(goal_m[2], min(TRAVEL_M, goal_m[2] + SLOPE * max(0.0, beside_m - funnel_m)))
     too_low_m = wanted_z_m - state.tool_m[2]
-    sideways = float(np.clip(1.0 - (too_low_m - 0.015) / 0.03, 0.0, 1.0))
+    sideways = float(np.clip(1.0 - (too_low_m - 0.015) / 0.03, aside, 1.0))
     waypoint_m = np.array([*(state.tool_m[:2] + sideways * (goal_m - state.tool_m)[:2]), wanted_z_m])
     return _step(state, waypoint_m, gripper)
 

@@ -64,9 +64,26 @@ def test_a_gripped_block_is_lifted_or_carried_and_never_let_go_on_the_way() -> N
 
 def test_over_the_plate_it_lets_go_low() -> None:
     high = state((0.20, -0.12, 0.12), 0.55, red=(0.20, -0.12, 0.112), held="red")
-    low = state((0.20, -0.12, 0.032), 0.55, red=(0.20, -0.12, 0.024), held="red")
     assert expert.act(high, Task("place", "red")).gripper == 0.0
-    assert expert.act(low, Task("place", "red")).gripper == 1.0
+    for room_m in (0.0, 0.01, 0.02):  # wherever the hand may come to rest over the plate
+        for beside_m in (-0.02, 0.0, 0.02):
+            red = (0.20 + beside_m, -0.12 + beside_m, 0.020 + room_m)
+            low = state((red[0], red[1], red[2] + 0.008), 0.55, red=red, held="red")
+            assert expert.act(low, Task("place", "red")).gripper == 1.0
+
+
+def test_a_block_that_falls_on_the_plate_is_not_gripped_again() -> None:
+    falling = state((0.20, -0.12, 0.045), 0.6, red=(0.20, -0.12, 0.034))
+    step = expert.act(falling, Task("place", "red"))
+    assert step.gripper == 1.0 and step.translation_m[2] >= 0.0
+
+
+def test_lifting_a_block_to_carry_it_does_not_begin_as_lowering_it_does() -> None:
+    red = (0.25, 0.0, 0.020)
+    gripped = state((0.25, 0.0, 0.028), 0.55, red=red, held="red")
+    carry, lift = (expert.act(gripped, Task(kind, "red")).translation_m for kind in ("place", "pick"))
+    assert carry[2] > 0.02 and carry[1] < -0.003  # the plate is to the right
+    assert lift[2] > 0.02 and np.hypot(*lift[:2]) < 1e-9
 
 
 @pytest.mark.parametrize("opening", [0.3, 0.6, 1.0])

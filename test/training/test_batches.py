@@ -9,7 +9,7 @@ import torch
 from openvla_ros.contract import Observation
 from openvla_ros.policy.openvla.layout import make_action_tokens, make_processor
 from openvla_ros.policy.openvla.preprocess import ImagePath
-from openvla_ros.simulation.task import COLOURS, KINDS, PHRASES, Task, parse
+from openvla_ros.simulation.task import COLOURS, KINDS, PHRASES, PLATE_RADIUS_M, Task, parse
 from openvla_ros.training.default_policy.batches import LARGEST_STEP_M, STATISTICS, Batches, choose_tasks, frame_weights
 from openvla_ros.training.default_policy.frames import FrameSet
 from openvla_ros.training.default_policy.network import ENTITIES, network_shape
@@ -72,6 +72,19 @@ def test_questions_point_at_the_right_patch(batches: Batches, frames: FrameSet) 
     assert (batch.patches.numpy()[absent] == -1).all() and absent.sum() == 90
     assert torch.isfinite(batch.details).all() and torch.isfinite(batch.scene).all()
     assert (batch.patches[:, ENTITIES.index("tool")] >= 0).float().mean() > 0.9
+
+
+def test_questions_about_the_grip_have_the_right_answers(batches: Batches, frames: FrameSet) -> None:
+    chosen, truth = np.arange(len(frames)), frames.truth
+    tasks = choose_tasks(truth, chosen, np.random.default_rng(3), 9)
+    batch = batches.make(chosen, np.random.default_rng(3), 9)
+    tool_m, plate_m = truth.positions_m[:, ENTITIES.index("tool")], truth.positions_m[:, ENTITIES.index("plate")]
+    for row in chosen:
+        over = np.hypot(*(tool_m - plate_m)[row, :2]) < PLATE_RADIUS_M
+        expected = [[truth.held[row] >= 0, truth.held[row] == colour, over] for _, colour in tasks[row]]
+        np.testing.assert_array_equal(batch.grip[row].numpy(), np.array(expected, np.float32))
+    held = batch.grip[:, :, 0]
+    assert 0.0 < held.mean() < 1.0 and (batch.grip[:, :, 1] <= held).all()
 
 
 def test_only_blocks_that_are_there_are_asked_for_and_none_twice(frames: FrameSet) -> None:

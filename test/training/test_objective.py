@@ -38,7 +38,7 @@ def test_questions_about_absent_blocks_are_not_asked(batch: Batch) -> None:
     assert ENTITIES[absent] not in ("plate", "tool")
     changed = batch.details.clone()
     changed[0, absent] = 7.0
-    moved = Batch(batch.pixels, batch.pack, batch.patches, changed, batch.goals, batch.scene)
+    moved = Batch(batch.pixels, batch.pack, batch.patches, changed, batch.goals, batch.scene, batch.grip)
     assert float(picture_loss(network, patches, moved).detach()) == float(loss.detach())
 
 

@@ -17,7 +17,7 @@ from openvla_ros.policy.openvla.layout import END_ID, make_action_tokens, make_p
 from openvla_ros.policy.openvla.model import ModelShape
 from openvla_ros.policy.openvla.preprocess import ImagePath
 from openvla_ros.policy.statistics import ActionStatistics
-from openvla_ros.simulation.task import COLOURS, KINDS, PHRASES
+from openvla_ros.simulation.task import COLOURS, KINDS, PHRASES, PLATE_RADIUS_M
 from openvla_ros.training.default_policy.frames import FrameSet, Truth
 from openvla_ros.training.default_policy.network import ENTITIES, WORDS
 from openvla_ros.training.examples import make_example
@@ -46,7 +46,8 @@ class Batch:
 
     patches: [B, E] which patch holds the middle of each entity. details: [B, E, 5] place inside that patch in -0.5 .. 0.5 (column,
     row), position in the scene. goals: [B, S] the patch of the block or plate that the instruction is about now.
-    scene: [B, S, 6] position of the tool and of that goal.
+    scene: [B, S, 6] position of the tool and of that goal. grip: [B, S, 3] 1 or 0: a block is held, the named one is, the tool is
+    over the plate.
     """
 
     pixels: Tensor
@@ -55,6 +56,7 @@ class Batch:
     details: Tensor
     goals: Tensor
     scene: Tensor
+    grip: Tensor
 
 
 class Batches:
@@ -86,20 +88,25 @@ class Batches:
         inside = (places + 0.5) / self.patch - cells - 0.5
         scaled = (positions_m - SCENE_CENTRE_M) / SCENE_SCALE_M
         details = np.where(seen, np.concatenate([inside, scaled], axis=-1), 0.0)
-        pack, goals = self.ask(chosen, random, instructions) if instructions else (None, np.zeros((len(chosen), 0), np.int64))
+        pack, goals, named = self.ask(chosen, random, instructions) if instructions else (None, *np.zeros((2, len(chosen), 0), np.int64))
+        held = truth.held[chosen][:, None]
+        over_plate = np.broadcast_to(over_the_plate(truth)[chosen][:, None], named.shape)
+        grip = np.stack([np.broadcast_to(held >= 0, named.shape), held == named, over_plate], axis=-1)
         goal_patches = np.take_along_axis(patches, goals, axis=1)
         goal = np.take_along_axis(scaled, goals[..., None], axis=1)
         tool = np.broadcast_to(scaled[:, -1:], goal.shape)
         return Batch(torch.from_numpy(pixels), pack, torch.from_numpy(patches), torch.from_numpy(details).float(),
-                     torch.from_numpy(goal_patches), torch.from_numpy(np.concatenate([tool, goal], axis=-1)).float())
+                     torch.from_numpy(goal_patches), torch.from_numpy(np.concatenate([tool, goal], axis=-1)).float(),
+                     torch.from_numpy(grip).float())
 
     def pixels(self, index: int) -> npt.NDArray[np.float32]:
         """[6, side, side] of a frame, exactly as the policy makes them from the camera's message."""
         observation = Observation(self.frames.picture(index), "-", stamp_ns=0)
         return self.processor.to_pixels(self.image_path.apply(observation, self.processor.side))
 
-    def ask(self, chosen: npt.NDArray[np.int64], random: np.random.Generator, instructions: int) -> tuple[Pack, npt.NDArray[np.int64]]:
-        """Instructions for each frame and the expert's answers; [B, S] the entity that each is about."""
+    def ask(self, chosen: npt.NDArray[np.int64], random: np.random.Generator, instructions: int
+            ) -> tuple[Pack, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Instructions for each frame and the expert's answers; [B, S] the entity that each is about now, and the colour it names."""
         actions, held = self.truth.actions[chosen], self.truth.held[chosen]
         tasks = choose_tasks(self.truth, chosen, random, instructions, EAGER_FOCUSED if self.focused else EAGER)  # [B, S, 2]
         examples, goals = [], np.empty(tasks.shape[:2], np.int64)
@@ -108,7 +115,7 @@ class Batches:
                                           normalize(actions[row, kind, colour])) for kind, colour in frame_tasks])
             goals[row] = [ENTITIES.index("plate") if KINDS[kind] == "place" and held[row] == colour else colour
                           for kind, colour in frame_tasks]
-        return pack_examples(examples, STATISTICS.length), goals
+        return pack_examples(examples, STATISTICS.length), goals, tasks[..., 1]
 
 
 def normalize(action: npt.NDArray[np.float32]) -> FloatArray:
@@ -128,24 +135,30 @@ def near_blocks(truth: Truth) -> npt.NDArray[np.bool_]:
     return np.asarray(np.linalg.norm(apart_m, axis=-1) < NEAR_M)  # NaN compares false
 
 
+def over_the_plate(truth: Truth) -> npt.NDArray[np.bool_]:
+    """[N] whether the tool is above the plate, seen from above."""
+    apart_m = truth.positions_m[:, -1, :2] - truth.positions_m[:, ENTITIES.index("plate"), :2]
+    return np.asarray(np.linalg.norm(apart_m, axis=-1) < PLATE_RADIUS_M)
+
+
 def frame_weights(truth: Truth) -> FloatArray:
     """[N] how often a frame is drawn: where millimetres and the fingers decide, more often."""
     tool_m = truth.positions_m[:, -1]
     holding = truth.held >= 0
     low = near_blocks(truth).any(axis=1) & (tool_m[:, 2] < 0.09)
     moving_fingers = (truth.opening < 0.95) & ~holding
-    weights: FloatArray = 1.0 + 0.7 * (low & ~holding) + 0.3 * holding + 0.8 * moving_fingers
+    weights: FloatArray = 1.0 + 0.7 * (low & ~holding) + 0.3 * holding + 0.8 * moving_fingers + 0.7 * (holding & over_the_plate(truth))
     return weights
 
 
 def focused_weights(truth: Truth) -> FloatArray:
     """[N] the same for the end of training: just gripped, closing, over the plate, aligned with a block."""
-    tool_m, plate_m = truth.positions_m[:, -1], truth.positions_m[:, ENTITIES.index("plate")]
+    tool_m = truth.positions_m[:, -1]
     holding = truth.held >= 0
     low = near_blocks(truth).any(axis=1) & (tool_m[:, 2] < 0.1)
     closing = (truth.opening < 0.95) & ~holding & low
-    over_plate = holding & (np.linalg.norm(tool_m[:, :2] - plate_m[:, :2], axis=-1) < 0.06)
-    weights: FloatArray = 1.0 + 3.0 * (holding & (tool_m[:, 2] < 0.075)) + 2.0 * closing + 2.0 * over_plate + 1.0 * (low & ~holding)
+    over_plate = holding & over_the_plate(truth)
+    weights: FloatArray = 1.0 + 3.0 * (holding & (tool_m[:, 2] < 0.075)) + 2.0 * closing + 3.0 * over_plate + 1.0 * (low & ~holding)
     return weights
 
 

@@ -64,11 +64,12 @@ Made by `openvla-ros train-default{options}`: seed {seed}, {workers} processes o
   are those of inference. Statistics `{key}`: translations {limit_mm:.0f} mm to both sides, rotations without range (the expert never
   turns the hand), gripper as it is.
 - **Losses**: Gaussian soft labels over the 256 bins (4 bins wide; {bin_mm:.2f} mm per bin) and half the distance of the expected bin
-  / 20. In training only: where each block, plate and tool is (patch, offset, position), and where tool and goal of the instruction are.
+  / 20; the gripper counts twice. In training only: where each block, plate and tool is (patch, offset, position), where tool and goal
+  of the instruction are, and whether a block is held, whether it is the named one, and whether the hand is over the plate.
 - **Steps**: {picture_steps} updates of the picture's questions alone, {picture_frames} frames each, then {steps} of {batch} frames with
   {instructions} instructions per frame; from update {focus_step} on {focus_instructions}, and frames in which a block is aligned, being
-  gripped, just gripped or over the plate are drawn two to four times as often. AdamW, peak rate {peak:g}, level, then a cosine
-  down over the last {decay:.0%} to {floor:.0%}; then {polish_steps} updates more from {polish_peak:g} down. Averaged weights (0.995).
+  gripped, just gripped or over the plate are drawn two to seven times as often. AdamW, peak rate {peak:g}, level, then a cosine
+  down over the last {decay:.0%} to {floor:.0%}; then {polish}. Averaged weights (0.995).
   Matrix products in bfloat16, weights in float32.
 
 {remarks}
@@ -103,7 +104,8 @@ def write_card(recipe: Recipe, seed: int, workers: int, shape: ModelShape, param
         high_ms=1e3 * driving.latency_s[1], driven=driven, rounds=len(recipe.rounds), tower_width=tower.width, blocks=tower.depth - 1,
         patch=tower.patch, width=decoder.hidden_size, layers=decoder.num_hidden_layers, mlp=decoder.intermediate_size, key=KEY,
         limit_mm=1e3 * LARGEST_STEP_M, bin_mm=1e3 * 2 * LARGEST_STEP_M / 255, picture_steps=recipe.picture_steps,
-        picture_frames=recipe.picture_frames, polish_steps=recipe.polish.steps, polish_peak=recipe.polish.peak,
+        picture_frames=recipe.picture_frames,
+        polish=", and ".join(f"{polish.steps} updates more from {polish.peak:g} down" for polish in recipe.polish),
         focus_step=recipe.focus_step, focus_instructions=recipe.focus_instructions, steps=recipe.schedule.steps,
         instructions=recipe.instructions, batch=recipe.batch_frames, peak=recipe.schedule.peak,
         decay=recipe.schedule.decay_share, floor=recipe.schedule.floor_share, remarks=f"{remarks}\n" if remarks else "",

@@ -24,6 +24,10 @@ DETAILS = 5
 """Numbers of an entity that a patch is asked for: place inside the patch (2), position in the scene (3)."""
 
 
+GRIP_FACTS = 3
+"""What a decoder's state is asked, yes or no: is a block held, is it the named one, is the hand over the plate."""
+
+
 def network_shape() -> ModelShape:
     """About 3.5 million parameters: two ViTs of three used blocks, and a Llama of four layers. 64 patches of 16 pixels."""
     vocabulary = 64 * math.ceil(count_tokens(WORDS) / 64)
@@ -38,7 +42,7 @@ class TrainingHeads(nn.Module):
     """Questions that teach where things are; dropped from the checkpoint.
 
     On the projector's patches: which patch holds the middle of each entity, where in it, and where in the scene. On the
-    decoder's states: where tool and goal are in the scene, and which patch holds the goal.
+    decoder's states: where tool and goal are in the scene, which patch holds the goal, and whether it grips and is over the plate.
     """
 
     def __init__(self, width: int) -> None:
@@ -47,6 +51,7 @@ class TrainingHeads(nn.Module):
         self.detail = nn.Linear(width, len(ENTITIES) * DETAILS)
         self.scene = nn.Linear(width, 6)
         self.pointer = nn.Linear(width, width)
+        self.grip = nn.Linear(width, GRIP_FACTS)
 
     def point(self, states: Tensor, patches: Tensor) -> Tensor:
         """[B, N, W] states and [B, P, W] patches -> [B, N, P] logits."""

@@ -15,10 +15,12 @@ from openvla_ros.training.packing import read_pack
 WIDTHS_BINS = (4.0, 4.0, 4.0, 0.3, 0.3, 0.3, 0.5)
 """Width of the soft label of each action token: 1.2 mm of translation; rotations and gripper are all but hard."""
 
-WEIGHTS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 1.0)
+WEIGHTS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 2.0)
 """Of each token's cross-entropy."""
 
 XYZ = slice(0, 3)
+DECIDING = [0, 1, 2, 6]
+"""The tokens that differ from step to step: translation and gripper."""
 
 
 def picture_loss(network: Network, patches: Tensor, batch: Batch) -> Tensor:
@@ -50,6 +52,8 @@ def instruction_loss(network: Network, batch: Batch, pixels: Tensor) -> tuple[Te
     goals = batch.goals[:, :, None].expand(-1, -1, 3).flatten(1)
     seen = goals >= 0
     heads = heads + 0.3 * functional.cross_entropy(pointed[seen], goals[seen]) + picture_loss(network, output.patches, batch)
+    grip = network.heads.grip(output.states[:, :, DECIDING]).float()  # [B, S, 4, 3]
+    heads = heads + 0.3 * functional.binary_cross_entropy_with_logits(grip, batch.grip[:, :, None].expand_as(grip))
     with torch.no_grad():
         chosen = guess.argmax(-1)
         far = (chosen - target).abs().float().mean(dim=(0, 1))

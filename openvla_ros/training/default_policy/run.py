@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openvla_ros.errors import TrainingError
 from openvla_ros.policy.catalogue import PolicySettings
@@ -48,6 +49,9 @@ UNFINISHED = "# Default policy, in training\n\nWritten at update {step}. Not the
 
 AUTOCAST = torch.bfloat16
 """Products of matrices in training are taken in bfloat16: a fifth faster on processors that have it. Inference is in float32."""
+
+ATTENTION = SDPBackend.MATH
+"""Torch's fused attention is slow backward on a processor: it took a third of an update. The plain products give the same numbers."""
 
 PROGRESS_SEEDS = range(0, 1000)
 """Layouts on which the policy is tried out during training. Training does not draw them; the card's numbers come from others."""
@@ -217,7 +221,7 @@ class Run:
             asking = step >= recipe.picture_steps
             frames = (recipe.batch_frames if asking else recipe.picture_frames) // self.workers
             batch = batches.draw(random, frames, instructions if asking else 0)
-            with torch.autocast("cpu", AUTOCAST):
+            with torch.autocast("cpu", AUTOCAST), sdpa_kernel(ATTENTION):
                 if asking:
                     tokens, heads, logged = instruction_loss(self.network, batch, batch.pixels)
                     loss = tokens + heads
