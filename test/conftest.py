@@ -13,7 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("openvla_ros", deadline=None)  # no test asserts a time, not even by accident
+hypothesis.settings.load_profile("openvla_ros")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 WHEELS_GUARD = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"  # set in every process that runs on ROS wheels from PyPI
