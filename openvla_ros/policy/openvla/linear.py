@@ -82,14 +82,15 @@ class Int8Linear(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs] of the same type"""
         rows = tokens.reshape(-1, tokens.shape[-1])
-        row_scale = (rows.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp_min(SMALLEST_SCALE)  # NaN stays NaN
-        whole = torch.round(rows / row_scale).to(torch.int8)
+        # Rounded to the type of the tokens before it is divided by, since it is multiplied by in that type. NaN stays NaN.
+        row_scale = (rows.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min(SMALLEST_SCALE)
+        whole = (rows / row_scale.float()).round_().to(torch.int8)
         if self.by_onednn:
             sums: Tensor = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0,
-                                                              torch.float32, "none", [], "")
+                                                              tokens.dtype, "none", [], "")
         else:
-            sums = multiply_int8(whole, self.weight) * self.scale
-        return (sums * row_scale).to(tokens.dtype).view(*tokens.shape[:-1], -1)
+            sums = (multiply_int8(whole, self.weight) * self.scale).to(tokens.dtype)
+        return sums.mul_(row_scale).view(*tokens.shape[:-1], -1)
 
 
 def multiply_int8(rows: Tensor, weight: Tensor) -> Tensor:
