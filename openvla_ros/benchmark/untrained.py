@@ -8,13 +8,11 @@ from openvla_ros.errors import DependencyMissing
 
 
 def tiny_checkpoint(folder: Path) -> str:
-    """The one of `make-checkpoint`: under a hundredth of a second per action. Returns its path. Raises DependencyMissing without torch."""
-    try:
-        from openvla_ros.policy.openvla.untrained import write_untrained
-    except ModuleNotFoundError as error:
-        raise missing(error) from error
-    write_untrained(folder)
-    return str(folder)
+    """A few milliseconds per action on one core, so that a camera at 30 Hz never waits for it. Returns its path.
+
+    Raises DependencyMissing without torch.
+    """
+    return write(folder, side=64, patch=16, widths=(32, 32), depths=(3, 3), hidden=64, layers=1)
 
 
 def load_checkpoint(folder: Path) -> str:
@@ -22,6 +20,11 @@ def load_checkpoint(folder: Path) -> str:
 
     Its large products are what torch shares among threads, as those of a real model. Returns its path. Raises DependencyMissing.
     """
+    return write(folder, side=224, patch=14, widths=(384, 384), depths=(7, 6), hidden=512, layers=6)
+
+
+def write(folder: Path, side: int, patch: int, widths: tuple[int, int], depths: tuple[int, int], hidden: int, layers: int) -> str:
+    """A checkpoint with both towers and a decoder of these sizes."""
     try:
         from openvla_ros.policy.openvla import untrained
         from openvla_ros.policy.openvla.language import DecoderShape
@@ -30,11 +33,13 @@ def load_checkpoint(folder: Path) -> str:
         from openvla_ros.policy.openvla.vision import TowerShape
     except ModuleNotFoundError as error:
         raise missing(error) from error
+    first, second = (TowerShape(width=width, depth=depth, heads=max(1, width // 64), mlp=4 * width, side=side, patch=patch, prefix=prefix,
+                                layer_scale=prefix > 0) for width, depth, prefix in zip(widths, depths, (5, 0), strict=True))
     shape = ModelShape(
-        towers=(TowerShape(width=384, depth=7, heads=6, mlp=1536, side=224, patch=14, prefix=5, layer_scale=True),
-                TowerShape(width=384, depth=6, heads=6, mlp=1536, side=224, patch=14, prefix=0, layer_scale=False)),
-        decoder=DecoderShape(vocab_size=untrained.VOCABULARY + PADDING, hidden_size=512, intermediate_size=1408, num_hidden_layers=6,
-                             num_attention_heads=8, num_key_value_heads=8, head_dim=64, max_position_embeddings=1024))
+        towers=(first, second),
+        decoder=DecoderShape(vocab_size=untrained.VOCABULARY + PADDING, hidden_size=hidden, intermediate_size=hidden * 11 // 4,
+                             num_hidden_layers=layers, num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, head_dim=64,
+                             max_position_embeddings=1024))
     statistics = {"action": {"q01": [*(-limit for limit in untrained.LIMITS), 0.0], "q99": [*untrained.LIMITS, 1.0], "mask": [True] * 7},
                   "num_trajectories": 0, "num_transitions": 0}
     write_checkpoint(folder, shape, untrained.random_tensors(shape, seed=0), untrained.WORDS, untrained.KEY, statistics,
