@@ -128,6 +128,8 @@ def main(
         command_values["action_scale"] = action_scale
     if bag or camera.compressed:
         policy_values["image_transport"] = "compressed" if camera.compressed else "raw"
+    if bag:
+        policy_values["draft"] = "none"  # an answer to a recording depends on its frame alone, as in `replay`
     if bag or simulated:
         policy_values["use_sim_time"] = command_values["use_sim_time"] = True
     instruction_topic = "run_instruction" if bag and instruction else "instruction"

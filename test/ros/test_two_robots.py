@@ -135,6 +135,7 @@ def test_two_robots_do_not_hear_each_other(robots: tuple[Robot, Robot]) -> None:
 
     # One is given the arm: the other stays silent, although its policy speaks.
     left.drive()
+    right.until(lambda: bool(right.drivers), "the latched driver")
     assert right.drivers == ["HOLD"] and right.twists == []
     right.drive()
 
