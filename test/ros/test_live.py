@@ -162,7 +162,8 @@ def test_a_real_episode_becomes_commands(shared: Path, tmp_path: Path, ros_envir
     stamps, limits = played_stamps(bag), read_robot("wx250s_replay").limits
     common = ("-p", "use_sim_time:=true", "-p", f"max_observation_age_s:={AGE_S}", "-p", "base_frame:=" + FRAME)
     policy = start("policy", "openvla_ros.ros.policy_node", "--ros-args", *common, "-p", f"checkpoint:={checkpoint}", "-p", "threads:=1",
-                   "-p", "draft:=none", "-p", "image_transport:=compressed", "-r", f"image/compressed:={IMAGES}", "-r", "instruction:=/instruction")
+                   "-p", "draft:=none", "-p", "image_transport:=compressed", "-r", f"image/compressed:={IMAGES}",
+                   "-r", "instruction:=/instruction")
     command = start("command", "openvla_ros.ros.command_node", "--ros-args", *common, "-p", "robot:=wx250s_replay", "-p",
                     "resume_within_s:=5.0")
     until(lambda: listener.transitions.service_is_ready() and listener.drivers.service_is_ready(), "both nodes")
