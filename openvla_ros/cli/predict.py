@@ -32,7 +32,7 @@ def main(
     unnorm_key: Annotated[str, typer.Option(help="Action statistics to use, such as bridge_orig. Optional where there is only one.")] = "",
     dtype: Annotated[str, typer.Option(help="bfloat16 (as released) or float32 (twice the memory, for comparisons).")] = "bfloat16",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    quantization: Annotated[str, typer.Option(help="none; not exact: int8, nf4 (less memory), w8a8 (faster on a CPU).")] = "none",
+    quantization: Annotated[str, typer.Option(help="none; not exact: int8, nf4 or w8a8 (less memory).")] = "none",
     attention: Annotated[str, typer.Option(help="sdpa (torch's own) or flash (needs flash-attn).")] = "sdpa",
     resize: Annotated[str, typer.Option(help="direct, or bridge: JPEG 95 and Lanczos3 first, as in the BridgeData evaluation.")] = "direct",
     rotate_180: Annotated[bool, typer.Option(help="Turn the picture by 180 degrees first (LIBERO cameras).")] = False,

@@ -62,7 +62,7 @@ class PolicySettings:
     centre_crop: keep the central 90 % of the area, for models fine-tuned with random crops.
     prompt_style: `auto` asks the checkpoint; the others force one of the two released prompts.
     quantization: weights of the decoder in fewer bits: `int8` and `nf4` by bitsandbytes, which save memory and cost time, `w8a8` by our
-        own layers, with the activations in 8 bits too, which is faster on a CPU. None of them is exact.
+        own layers, with the activations in 8 bits too. None of them is exact; which is fast here, `openvla-ros bench` tells.
     draft: what is tried first: the `previous` action, which takes fewer passes where the scene is steady, or `none`. Answers are the same.
     step_s: how long one action is meant to be played [s]. threads: torch CPU threads; 0 leaves torch's own choice.
     """

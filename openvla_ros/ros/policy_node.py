@@ -52,8 +52,8 @@ PARAMETERS = (
               locked=UNCONFIGURED_ONLY),
     Parameter("dtype", "", "Arithmetic of the model; empty: as the profile says.", choices=("", *DTYPES),
               locked=UNCONFIGURED_ONLY),
-    Parameter("quantization", "", "Weight format; none of int8 and nf4 (bitsandbytes: less memory, slower) and w8a8 (our own: faster on "
-              "a CPU) is exact; empty: as the profile says.", choices=("", *QUANTIZATIONS), locked=UNCONFIGURED_ONLY),
+    Parameter("quantization", "", "Weight format; none of int8 and nf4 (bitsandbytes: less memory, slower) and w8a8 (our own: half the "
+              "memory) is exact; empty: as the profile says.", choices=("", *QUANTIZATIONS), locked=UNCONFIGURED_ONLY),
     Parameter("attention", "", "Attention kernel; flash needs flash-attn; empty: as the profile says.",
               choices=("", *ATTENTIONS), locked=UNCONFIGURED_ONLY),
     Parameter("draft", "", "previous: the action before is tried first and confirmed exactly, which takes fewer passes on steady scenes; "
