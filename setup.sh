@@ -44,17 +44,30 @@ step() {  # step <what it is> <command>...: log its output, show the newest line
     fi
 }
 
-install_package() {  # ROS, this package and the build tools of openvla_msgs in one call, so that pip resolves them together
+# Without bytecode: Python writes that of the modules which are used, when they are first used, in a tenth of the time that all take.
+pip_install() { "$VENV/bin/python" -m pip install --no-compile -c constraints.txt "$@"; }
+
+install_ros() {  # with the tools that openvla_msgs is built with
     "$VENV/bin/python" - > "$VENV/build_requirements.txt" <<'PYTHON'
 import tomllib
 with open("msg/openvla_msgs/pyproject.toml", "rb") as file:
     print("\n".join(tomllib.load(file)["build-system"]["requires"]))
 PYTHON
-    "$VENV/bin/python" -m pip install -c constraints.txt -r "$VENV/build_requirements.txt" -e '.[all]'
+    pip_install -r "$VENV/build_requirements.txt"
 }
 
-install_messages() {  # not isolated: that would fetch and unpack the hundred ROS wheels a second time
-    PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m pip install --no-build-isolation --no-deps --force-reinstall ./msg/openvla_msgs
+# ROS is named again, so that pip sees all that must fit together.
+install_package() { pip_install -r "$VENV/build_requirements.txt" -e '.[all]'; }
+
+build_messages() {  # not isolated: that would fetch and unpack the hundred ROS wheels a second time
+    rm -rf "$VENV/messages"
+    PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m pip wheel --no-build-isolation --no-deps --wheel-dir "$VENV/messages" ./msg/openvla_msgs
+}
+
+install_messages() {  # from the wheel that is being built beside the package's installation; from a new one if there is none, or it failed
+    if [ -n "$builder" ]; then tail --pid="$builder" -f /dev/null; fi  # a subshell cannot wait for its parent's child
+    if [ -z "$builder" ] || ! compgen -G "$VENV/messages/*.whl" > /dev/null; then build_messages; fi
+    pip_install --no-deps --force-reinstall "$VENV"/messages/*.whl
 }
 
 exec 9< setup.sh  # one set-up at a time; whoever comes second finds the work done
@@ -83,8 +96,14 @@ keep() {
     exit 1
 }
 
+builder=
 if [ "${there% *}" != "${wanted% *}" ]; then
-    step "ROS 2, torch and the package" install_package || keep
+    step "ROS 2" install_ros || keep
+    if [ "${there#* }" != "${wanted#* }" ]; then
+        build_messages > "$VENV/messages.log" 2>&1 &
+        builder=$!
+    fi
+    step "torch and the package" install_package || keep
 fi
 if [ "${there#* }" != "${wanted#* }" ]; then
     step "openvla_msgs" install_messages || keep
