@@ -216,7 +216,7 @@ class DecoderStack(nn.Module):
         super().__init__()
         # To draw the first numbers of a table on the meta device torch would import its compiler, 4 s for nothing: given one it does not.
         table = torch.empty(shape.vocab_size, shape.hidden_size)
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=table if table.is_meta else None)
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size, _weight=table if table.is_meta else None)
         self.layers = nn.ModuleList(DecoderLayer(shape, layer, attend) for layer in range(shape.num_hidden_layers))
         self.norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
 
