@@ -38,7 +38,7 @@ class Places:
     """Where the T tokens of one pass stand, the same for every layer.
 
     slots: places in the cache that they are written to, a slice for all rows alike, or [B, T] int64. end: only places before it are read.
-    cosine, sine: rotary tables of the positions, [T, d] or [B, 1, T, d]. seen: [B, 1, T, end], which places each token looks at;
+    cosine, sine: rotary tables of the positions, [T, d] or [B, 1, T, d], as in the cache. seen: [B, 1, T, end], which places each token looks at;
     None: the tokens are the last ones before `end`, and each sees itself and all before it.
     """
 
@@ -52,18 +52,19 @@ class Places:
 class KeyValueCache:
     """Keys and values of every layer, allocated once, with the rotary table for its positions.
 
-    keys, values: per layer [B, key/value heads, length, d], written in place. cosine, sine: [length, d].
+    keys, values: per layer [B, key/value heads, length, d], written in place. cosine, sine: [length, d], the first half of sine negative.
     """
 
     def __init__(self, shape: DecoderShape, length: int, device: torch.device, dtype: torch.dtype, batch: int = 1) -> None:
         size = (batch, shape.num_key_value_heads, length, shape.head_dim)
         self.length = length
-        self.keys = [torch.zeros(size, device=device, dtype=dtype) for _ in range(shape.num_hidden_layers)]
-        self.values = [torch.zeros(size, device=device, dtype=dtype) for _ in range(shape.num_hidden_layers)]
+        memory = torch.zeros((2, shape.num_hidden_layers, *size), device=device, dtype=dtype)  # in one piece, for pages of 2 MB
+        self.keys, self.values = (list(part) for part in memory)
         exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device=device) / shape.head_dim
         angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / shape.rope_theta**exponents)
         angles = torch.cat([angles, angles], dim=1)  # half-split layout: feature i turns with i + d/2
         self.cosine, self.sine = angles.cos().to(dtype), angles.sin().to(dtype)
+        self.sine[:, :shape.head_dim // 2].neg_()  # here once, instead of the features for every token
 
     @staticmethod
     def count_bytes(shape: DecoderShape, length: int, dtype: torch.dtype, batch: int = 1) -> int:
@@ -104,9 +105,8 @@ class KeyValueCache:
 
 
 def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding of [B, heads, T, d] by tables [T, d]."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cosine + torch.cat([-second, first], dim=-1) * sine
+    """Rotary position embedding of [B, heads, T, d] by the tables of a cache."""
+    return heads * cosine + heads.roll(heads.shape[-1] // 2, dims=-1) * sine
 
 
 class RmsNorm(nn.Module):
@@ -141,24 +141,22 @@ class SelfAttention(nn.Module):
         self.qkv_proj = join_linear((self.q_proj, self.k_proj, self.v_proj))
         del self.q_proj, self.k_proj, self.v_proj
 
-    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """[B, T, W] -> query, key, value, each [B, heads, T, d]"""
+    def project(self, tokens: Tensor) -> Tensor:
+        """[B, T, W] -> the heads of query, key and value, one behind the other: [B, heads, T, d]"""
         if self.qkv_proj is None:
-            projected: tuple[Tensor, ...] = (self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens))
+            projected = torch.cat([self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)], dim=-1)
         else:
-            shared = self.shape.num_key_value_heads
-            sizes = [heads * self.shape.head_dim for heads in (self.shape.num_attention_heads, shared, shared)]
-            projected = self.qkv_proj(tokens).split(sizes, dim=-1)
-        return tuple(part.view(*tokens.shape[:2], -1, self.shape.head_dim).transpose(1, 2) for part in projected)
+            projected = self.qkv_proj(tokens)
+        return projected.view(*tokens.shape[:2], -1, self.shape.head_dim).transpose(1, 2)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """[B, T, W] at `places` -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]."""
-        query, key, value = self.project(tokens)
-        keys, values = cache.write(self.layer, places, rotate(key, places.cosine, places.sine), value)
-        sharing = self.shape.num_attention_heads // self.shape.num_key_value_heads
-        if sharing > 1:  # grouped queries: several query heads share one key head
-            keys, values = keys.repeat_interleave(sharing, dim=1), values.repeat_interleave(sharing, dim=1)
-        query = rotate(query, places.cosine, places.sine)
+        own, shared = self.shape.num_attention_heads, self.shape.num_key_value_heads
+        turning, value = self.project(tokens).split([own + shared, shared], dim=1)
+        query, key = rotate(turning, places.cosine, places.sine).split([own, shared], dim=1)
+        keys, values = cache.write(self.layer, places, key, value)
+        if own > shared:  # grouped queries: several query heads share one key head
+            keys, values = keys.repeat_interleave(own // shared, dim=1), values.repeat_interleave(own // shared, dim=1)
         mixed = self.attend(query, keys, values, True) if places.seen is None else attend_seen(query, keys, values, places.seen)
         return self.o_proj(choose(mixed.transpose(1, 2).flatten(2), wanted))  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
 """Linear layers for inference: weights laid out once as the matrix units of a CPU read them, and weights and rows in 8 bits.
 
-`PackedLinear` is exact: the same sums as torch's own layer, whose plain layout costs a third of the speed on a CPU
-(docs/performance.md). `Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
+`PackedLinear` and `RowLinear` are exact: the same products as torch's own layer, each faster than it on some CPUs (docs/performance.md).
+`Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ LARGEST = 127.0
 
 SMALLEST_SCALE = 1e-12
 """Stands in for the scale of a row of zeros."""
+
+ZERO_POINT = 128
+"""What stands for 0 in the unsigned rows of oneDNN's 8-bit products. Signed rows would do without, but on a CPU with VNNI and without AMX
+oneDNN multiplies those by a reference loop, hundreds of times as slow."""
 
 CUDA_ROWS = 32
 """cuBLAS multiplies 8-bit matrices of more than 16 rows only; fewer are filled up to so many."""
@@ -66,6 +70,39 @@ def can_pack(dtype: torch.dtype) -> bool:
     return all(float((result - expected[:, :result.shape[1]]).abs().max()) <= close for result in found)
 
 
+class RowLinear(nn.Module):
+    """A linear layer without bias on the CPU whose weight stays as it is: many rows by oneDNN, one row by torch's own kernel.
+
+    For one row oneDNN reaches two thirds of the memory's speed, torch's kernel all of it. Ask `suits_rows` before.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]"""
+        if tokens.numel() > tokens.shape[-1]:
+            return functional.linear(tokens, self.weight)
+        before = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = False  # of the whole process: another thread that multiplies now gets the same, by another kernel
+        try:
+            return functional.linear(tokens, self.weight)
+        finally:
+            torch.backends.mkldnn.enabled = before
+
+
+@lru_cache(maxsize=8)
+def suits_rows(dtype: torch.dtype) -> bool:
+    """Whether single rows are better multiplied by torch's own kernel on this CPU, and many are not much slower for an unpacked weight.
+
+    By what the CPU has, not by a measurement, so that the same computer always computes the same: bfloat16 products, but no tiles (AMX),
+    which need packed weights.
+    """
+    has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")]
+    return dtype == torch.bfloat16 and has == [True, False]
+
+
 class Int8Linear(nn.Module):
     """Weight in 8 bits with a scale per output, every row of the input in 8 bits with a scale of its own; sums in 32-bit integers."""
 
@@ -86,11 +123,17 @@ class Int8Linear(nn.Module):
         row_scale = (rows.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min(SMALLEST_SCALE)
         whole = (rows / row_scale.float()).round_().to(torch.int8)
         if self.by_onednn:
-            sums: Tensor = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0,
-                                                              tokens.dtype, "none", [], "")
+            sums = multiply_packed_int8(whole, self.weight, self.scale, self.zero, tokens.dtype)
         else:
             sums = (multiply_int8(whole, self.weight) * self.scale).to(tokens.dtype)
         return sums.mul_(row_scale).view(*tokens.shape[:-1], -1)
+
+
+def multiply_packed_int8(rows: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """[R, inputs] int8 by a packed 8-bit weight, times its scales [outputs] -> [R, outputs]. zero: [outputs] int32 zeros. Overwrites rows."""
+    unsigned = rows.bitwise_xor_(-ZERO_POINT).view(torch.uint8)  # flips the highest bit: the same as adding ZERO_POINT
+    return torch.ops.onednn.qlinear_pointwise(unsigned, 1.0, ZERO_POINT, packed, scale, zero, None, 1.0, 0,  # type: ignore[no-any-return]
+                                              dtype, "none", [], "")
 
 
 def multiply_int8(rows: Tensor, weight: Tensor) -> Tensor:
@@ -110,8 +153,7 @@ def can_multiply_int8() -> bool:
     exact = rows.long() @ weight.long().t()
     try:
         packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        found = torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, packed, torch.ones(80), torch.zeros(80, dtype=torch.int32), None, 1.0, 0,
-                                                   torch.float32, "none", [], "")
+        found = multiply_packed_int8(rows, packed, torch.ones(80), torch.zeros(80, dtype=torch.int32), torch.float32)
     except (AttributeError, RuntimeError):
         return False
     return bool((found.double() == exact.double()).all())
