@@ -38,7 +38,7 @@ class Places:
     """Where the T tokens of one pass stand, the same for every layer.
 
     slots: places in the cache that they are written to, a slice for all rows alike, or [B, T] int64. end: only places before it are read.
-    cosine, sine: rotary tables of the positions, [T, d] or [B, 1, T, d], as in the cache. seen: [B, 1, T, end], which places each token looks at;
+    cosine, sine: the cache's rotary tables at the positions, [T, d] or [B, 1, T, d]. seen: [B, 1, T, end], the places each token looks at;
     None: the tokens are the last ones before `end`, and each sees itself and all before it.
     """
 
@@ -151,10 +151,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """[B, T, W] at `places` -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]."""
-        own, shared = self.shape.num_attention_heads, self.shape.num_key_value_heads
-        turning, value = self.project(tokens).split([own + shared, shared], dim=1)
-        query, key = rotate(turning, places.cosine, places.sine).split([own, shared], dim=1)
-        keys, values = cache.write(self.layer, places, key, value)
+        own, shared, heads = self.shape.num_attention_heads, self.shape.num_key_value_heads, self.project(tokens)
+        turned = rotate(heads[:, :own + shared], places.cosine, places.sine)
+        query = turned[:, :own]
+        keys, values = cache.write(self.layer, places, turned[:, own:], heads[:, own + shared:])
         if own > shared:  # grouped queries: several query heads share one key head
             keys, values = keys.repeat_interleave(own // shared, dim=1), values.repeat_interleave(own // shared, dim=1)
         mixed = self.attend(query, keys, values, True) if places.seen is None else attend_seen(query, keys, values, places.seen)

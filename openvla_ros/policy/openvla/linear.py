@@ -84,12 +84,17 @@ class RowLinear(nn.Module):
         """[..., inputs] -> [..., outputs]"""
         if tokens.numel() > tokens.shape[-1]:
             return functional.linear(tokens, self.weight)
-        before = torch.backends.mkldnn.enabled
-        torch.backends.mkldnn.enabled = False  # of the whole process: another thread that multiplies now gets the same, by another kernel
+        before = bool(torch.backends.mkldnn.enabled)
+        set_onednn(False)  # of the whole process: another thread that multiplies now gets the same, by another kernel
         try:
             return functional.linear(tokens, self.weight)
         finally:
-            torch.backends.mkldnn.enabled = before
+            set_onednn(before)
+
+
+def set_onednn(enabled: bool) -> None:
+    """Whether torch multiplies by oneDNN."""
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]
 
 
 @lru_cache(maxsize=8)
@@ -130,7 +135,7 @@ class Int8Linear(nn.Module):
 
 
 def multiply_packed_int8(rows: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
-    """[R, inputs] int8 by a packed 8-bit weight, times its scales [outputs] -> [R, outputs]. zero: [outputs] int32 zeros. Overwrites rows."""
+    """[R, inputs] int8, overwritten, by a packed 8-bit weight, times its scales [outputs] -> [R, outputs]. zero: [outputs] int32 zeros."""
     unsigned = rows.bitwise_xor_(-ZERO_POINT).view(torch.uint8)  # flips the highest bit: the same as adding ZERO_POINT
     return torch.ops.onednn.qlinear_pointwise(unsigned, 1.0, ZERO_POINT, packed, scale, zero, None, 1.0, 0,  # type: ignore[no-any-return]
                                               dtype, "none", [], "")
