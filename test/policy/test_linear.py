@@ -9,13 +9,10 @@ from torch import nn
 from openvla_ros.policy.openvla.linear import (
     Int8Linear,
     PackedLinear,
-    RowLinear,
     can_multiply_int8,
     can_pack,
     join_linear,
     multiply_int8,
-    set_onednn,
-    suits_rows,
 )
 
 SIZES = [(64, 96), (33, 17), (1, 5), (300, 1), (256, 1088)]  # (inputs, outputs), odd ones too: oneDNN fills its blocks up
@@ -51,36 +48,6 @@ def test_a_packed_layer_keeps_one_copy_and_lets_nan_through() -> None:
     assert list(packed.parameters()) == []
     result = packed(torch.randn(4, 64))
     assert torch.isnan(result[:, 3]).all() and torch.isfinite(result[:, 4:]).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("inputs", "outputs"), SIZES)
-@torch.inference_mode()
-def test_a_layer_for_single_rows_gives_what_the_plain_one_gives(dtype: torch.dtype, inputs: int, outputs: int) -> None:
-    torch.manual_seed(0)
-    layer = nn.Linear(inputs, outputs, bias=False).to(dtype)
-    by_rows = RowLinear(layer)
-    for shape in ((1, inputs), (inputs,), (1, 1, inputs), (7, inputs), (2, 40, inputs)):
-        tokens = torch.randn(shape).to(dtype)
-        torch.testing.assert_close(by_rows(tokens), layer(tokens), rtol=2 * torch.finfo(dtype).eps,
-                                   atol=torch.finfo(dtype).eps * inputs**0.5)
-    assert not suits_rows(torch.float32)
-
-
-@torch.inference_mode()
-def test_onednn_stays_switched_on_or_off_as_it_was() -> None:
-    by_rows = RowLinear(nn.Linear(8, 4, bias=False))
-    before = torch.backends.mkldnn.enabled
-    by_rows(torch.ones(1, 8))
-    with pytest.raises(RuntimeError):
-        by_rows(torch.ones(1, 9))
-    assert torch.backends.mkldnn.enabled == before
-    try:
-        set_onednn(False)
-        by_rows(torch.ones(1, 8))
-        assert not torch.backends.mkldnn.enabled
-    finally:
-        set_onednn(bool(before))
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Linear layers for inference: weights laid out once as the matrix units of a CPU read them, and weights and rows in 8 bits.
 
-`PackedLinear` and `RowLinear` are exact: the same products as torch's own layer, each faster than it on some CPUs (docs/performance.md).
-`Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
+`PackedLinear` is exact: the same sums as torch's own layer, whose plain layout costs up to a third of the speed on a CPU
+(docs/performance.md). `Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
 """
 
 from __future__ import annotations
@@ -68,44 +68,6 @@ def can_pack(dtype: torch.dtype) -> bool:
     # Not more than the last digit of the type, once each way.
     close = 4.0 * torch.finfo(dtype).eps * float(expected.abs().max())
     return all(float((result - expected[:, :result.shape[1]]).abs().max()) <= close for result in found)
-
-
-class RowLinear(nn.Module):
-    """A linear layer without bias on the CPU whose weight stays as it is: many rows by oneDNN, one row by torch's own kernel.
-
-    For one row oneDNN reaches two thirds of the memory's speed, torch's kernel all of it. Ask `suits_rows` before.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.weight = layer.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]"""
-        if tokens.numel() > tokens.shape[-1]:
-            return functional.linear(tokens, self.weight)
-        before = bool(torch.backends.mkldnn.enabled)
-        set_onednn(False)  # of the whole process: another thread that multiplies now gets the same, by another kernel
-        try:
-            return functional.linear(tokens, self.weight)
-        finally:
-            set_onednn(before)
-
-
-def set_onednn(enabled: bool) -> None:
-    """Whether torch multiplies by oneDNN."""
-    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]
-
-
-@lru_cache(maxsize=8)
-def suits_rows(dtype: torch.dtype) -> bool:
-    """Whether single rows are better multiplied by torch's own kernel on this CPU, and many are not much slower for an unpacked weight.
-
-    By what the CPU has, not by a measurement, so that the same computer always computes the same: bfloat16 products, but no tiles (AMX),
-    which need packed weights.
-    """
-    has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")]
-    return dtype == torch.bfloat16 and has == [True, False]
 
 
 class Int8Linear(nn.Module):
