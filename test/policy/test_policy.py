@@ -12,7 +12,8 @@ import torch
 from openvla_ros.contract import Observation
 from openvla_ros.errors import ActionError, InstructionError
 from openvla_ros.policy.catalogue import PolicySettings
-from openvla_ros.policy.openvla.loading import load_openvla
+from openvla_ros.policy.openvla import passes
+from openvla_ros.policy.openvla.loading import load_openvla, record
 from openvla_ros.policy.openvla.policy import OpenvlaPolicy
 from openvla_ros.policy.openvla.untrained import write_untrained
 from openvla_ros.policy.statistics import check_statistics
@@ -149,3 +150,16 @@ def test_gpu_and_cpu_give_the_same_tokens(checkpoint: Path, frame_observation: O
     answers = {device: load_openvla(PolicySettings(str(checkpoint), device=device, dtype="float32"), False).predict(frame_observation)
                for device in ("cpu", "cuda")}
     assert answers["cpu"].generated_ids == answers["cuda"].generated_ids
+
+
+def test_without_graphs_a_policy_answers_the_same_and_says_so(policy: OpenvlaPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    observation = Observation(np.full((64, 64, 3), 90, dtype=np.uint8), "pick up the red block", 0)
+    expected = policy.predict(observation).generated_ids
+
+    def fails(recording: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(passes.Recording, "__call__", fails)
+    record(policy, "tiny", progress=False)
+    assert policy.recorded is None and policy.predict(observation).generated_ids == expected
+    assert "CUDA graphs could not be recorded" in policy.notes[-1] and policy.notes[-1].endswith("when stream is capturing")
