@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import time
 from pathlib import Path
 
 from openvla_ros.errors import ConfigurationError
+from openvla_ros.ros.domain import free_domain
 from openvla_ros.share import share_folder
 
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Fast DDS 2 (Humble, Jazzy) and 3
@@ -30,21 +30,6 @@ def surroundings(private: bool, domain: int | None) -> dict[str, str]:
     if not any(os.environ.get(name) for name in PROFILE_VARIABLES):
         environment |= dict.fromkeys(PROFILE_VARIABLES, str(share_folder() / "config" / "fastdds.xml"))
     return environment
-
-
-def free_domain() -> int:
-    """A domain from 1 to 100 in which nobody on this computer listens. The ports of a domain are fixed (DDSI-RTPS 9.6.1.1)."""
-    start = os.getpid()
-    for offset in range(100):
-        domain = 1 + (start + offset) % 100
-        try:
-            for port in (7400 + 250 * domain, 7410 + 250 * domain):
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.bind(("", port))
-        except OSError:
-            continue
-        return domain
-    raise ConfigurationError("no free ROS domain from 1 to 100 on this computer. End other ROS processes, or give --domain.")
 
 
 def logs(asked: Path | None) -> Path:

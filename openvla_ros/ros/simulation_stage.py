@@ -6,8 +6,6 @@ For trials and tests. Every wait is for a condition, as long as all parts live; 
 from __future__ import annotations
 
 import os
-import random
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +30,7 @@ from visualization_msgs.msg import MarkerArray
 
 from openvla_ros.errors import ConfigurationError, HandoffRefused, OpenvlaRosError
 from openvla_ros.ros.convert import LATCHED, SECOND_NS, to_ns, to_time
+from openvla_ros.ros.domain import free_domain
 from openvla_ros.ros.player import stay_on_this_computer
 from openvla_ros.ros.processes import Part, Process
 from openvla_ros.ros.profile import read_robot
@@ -305,16 +304,3 @@ class Stage:
 def ros_arguments(parameters: Mapping[str, object]) -> tuple[str, ...]:
     """The command line that sets a node's parameters."""
     return "--ros-args", *(word for name, value in parameters.items() for word in ("-p", f"{name}:={value}"))
-
-
-def free_domain() -> int:
-    """A ROS domain from 1 to 100 in which nothing runs on this computer. Raises OpenvlaRosError when there is none."""
-    for domain in random.sample(range(1, 101), k=100):
-        try:
-            for port in (7400 + 250 * domain, 7410 + 250 * domain):  # where its first participant listens (RTPS port numbers)
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.bind(("", port))
-        except OSError:
-            continue
-        return domain
-    raise OpenvlaRosError("every ROS domain from 1 to 100 is in use on this computer. Stop forgotten nodes.")
