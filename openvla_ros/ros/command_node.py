@@ -29,7 +29,8 @@ from openvla_ros.action.teleop import TeleopRequest, Wish
 from openvla_ros.contract import ReceivedChunk
 from openvla_ros.errors import ActionError, ConfigurationError, HandoffRefused, OpenvlaRosError
 from openvla_ros.ros.arm_listener import ArmListener
-from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, from_chunk_message, to_report
+from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, from_chunk_message
+from openvla_ros.ros.convert_command import to_report
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
 from openvla_ros.ros.lifetime import live
 from openvla_ros.ros.outputs import Output, make_output

@@ -28,7 +28,8 @@ from std_srvs.srv import Trigger
 from openvla_ros.action.teleop import TeleopRequest
 from openvla_ros.contract import FloatArray
 from openvla_ros.errors import ConfigurationError
-from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_ns, to_twist_message
+from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, SECOND_NS, to_ns
+from openvla_ros.ros.convert_command import to_twist_message
 
 DRIVERS = {"HOLD": SetDriver.Request.HOLD, "POLICY": SetDriver.Request.POLICY, "HUMAN": SetDriver.Request.HUMAN}
 

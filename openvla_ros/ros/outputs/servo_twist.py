@@ -11,7 +11,8 @@ from rclpy.node import Node
 from openvla_ros.action.command import Motion
 from openvla_ros.action.pilot import Now
 from openvla_ros.robot import RobotProfile
-from openvla_ros.ros.convert import NEWEST_RELIABLE, to_twist_message
+from openvla_ros.ros.convert import NEWEST_RELIABLE
+from openvla_ros.ros.convert_command import to_twist_message
 from openvla_ros.ros.outputs import other_publishers
 from openvla_ros.ros.outputs.servo import TWIST, Servo
 from openvla_ros.ros.outputs.settings import SettingsReader
