@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 unset _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH
 
 readonly VENV=.venv MARKER=.venv/ready LOG=.venv/setup.log
+# What torch asks for. It is there before openvla_msgs is built, so that nothing changes under that build's hands.
+readonly SETUPTOOLS='setuptools>=77.0.3'
 
 fingerprint() {  # fingerprint <file or folder>...: changes when their content, or the place of the checkout, does
     { pwd -P; find "$@" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; } | sha256sum | cut -d ' ' -f 1
@@ -53,20 +55,18 @@ import tomllib
 with open("msg/openvla_msgs/pyproject.toml", "rb") as file:
     print("\n".join(tomllib.load(file)["build-system"]["requires"]))
 PYTHON
-    pip_install -r "$VENV/build_requirements.txt"
+    pip_install -r "$VENV/build_requirements.txt" "$SETUPTOOLS"
 }
 
-# ROS is named again, so that pip sees all that must fit together.
-install_package() { pip_install -r "$VENV/build_requirements.txt" -e '.[all]'; }
+install_package() { pip_install -e '.[all]'; }
 
 build_messages() {  # not isolated: that would fetch and unpack the hundred ROS wheels a second time
     rm -rf "$VENV/messages"
     PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m pip wheel --no-build-isolation --no-deps --wheel-dir "$VENV/messages" ./msg/openvla_msgs
 }
 
-install_messages() {  # from the wheel that is being built beside the package's installation; from a new one if there is none, or it failed
-    if [ -n "$builder" ]; then tail --pid="$builder" -f /dev/null; fi  # a subshell cannot wait for its parent's child
-    if [ -z "$builder" ] || ! compgen -G "$VENV/messages/*.whl" > /dev/null; then build_messages; fi
+install_messages() {  # from the wheel that was built beside the package's installation; from a new one if there is none, or it failed
+    [ -n "$built" ] || build_messages || return 1
     pip_install --no-deps --force-reinstall "$VENV"/messages/*.whl
 }
 
@@ -88,22 +88,38 @@ if [ -z "$there" ] || ! "$VENV/bin/python" -c '' 2>/dev/null; then
     "$python" -m venv "$VENV"
 fi
 rm -f "$MARKER"
-# A failed step (no network, a message that does not compile) leaves the environment as it was: keep it, and try again next
-# time. A kill or Ctrl-C does not come here, and leaves no marker.
+builder= built= changed=
+# A step that failed at once (no network, a message that does not compile) leaves the environment as it was, and it counts as it did; one that
+# failed later leaves it to be completed next time. A kill or Ctrl-C does not come to `keep`, and leaves no marker.
+end_builder() {
+    if [ -n "$builder" ]; then kill -- "-$builder" 2>/dev/null || true; fi
+}
+trap end_builder EXIT
 trap 'exit 130' INT TERM
 keep() {
-    if [ "$there" != "none none" ]; then echo "$there" > "$MARKER"; fi
+    if [ -n "$changed" ]; then
+        echo "partial partial" > "$MARKER"
+    elif [ "$there" != "none none" ]; then
+        echo "$there" > "$MARKER"
+    fi
     exit 1
 }
 
-builder=
 if [ "${there% *}" != "${wanted% *}" ]; then
     step "ROS 2" install_ros || keep
+    changed=yes
     if [ "${there#* }" != "${wanted#* }" ]; then
-        build_messages > "$VENV/messages.log" 2>&1 &
+        set -m  # a process group of its own, to end all of it; without the lock, which is ours
+        build_messages > "$VENV/messages.log" 2>&1 9<&- &
         builder=$!
+        set +m
     fi
     step "torch and the package" install_package || keep
+    if [ -n "$builder" ]; then
+        if wait "$builder"; then built=yes; fi
+        builder=
+        cat "$VENV/messages.log" >> "$LOG"
+    fi
 fi
 if [ "${there#* }" != "${wanted#* }" ]; then
     step "openvla_msgs" install_messages || keep

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+from openvla_ros.ros.domain import claim_domain, is_silent
 
 hypothesis.settings.register_profile("openvla_ros", deadline=None)  # no test asserts a time, not even by accident
 hypothesis.settings.load_profile("openvla_ros")
@@ -90,26 +91,17 @@ def shared() -> Path:
     return shared_folder()
 
 
-def is_quiet(domain: int) -> bool:
-    """Whether no process of this machine listens where the first participant of a ROS domain does (RTPS port numbers)."""
-    try:
-        for port in (7400 + 250 * domain, 7410 + 250 * domain):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.bind(("", port))
-    except OSError:
-        return False
-    return True
-
-
 @contextmanager
 def quiet_domain() -> Iterator[int]:
     """Hold a ROS domain that nobody else on this machine has, 1 to 100."""
-    from domain_coordinator import domain_id
-
-    with ExitStack() as held:
-        while not is_quiet(number := held.enter_context(domain_id(selector=lambda: next(DOMAINS)))):
-            pass
-        yield number
+    while True:
+        number = next(DOMAINS)
+        claim = claim_domain(number)
+        if claim is not None:
+            with claim:
+                if is_silent(number):
+                    yield number
+                    return
 
 
 @pytest.fixture(scope="session")

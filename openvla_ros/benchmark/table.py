@@ -96,7 +96,8 @@ def show(content: dict[str, Any], console: Console) -> None:
         if mode["skipped"]:
             console.print(f"{mode['name']} skipped: {mode['skipped']}", markup=False, highlight=False)
     peak = content["peak"]
-    console.print(f"peak memory of the run: host {peak['host_bytes'] / 1e9:.2f} GB, GPU {peak['gpu_bytes'] / 1e9:.2f} GB; "
+    console.print("peak memory of loading and the first round: "
+                  f"host {peak['host_bytes'] / 1e9:.2f} GB, GPU {peak['gpu_bytes'] / 1e9:.2f} GB; "
                   f"{peak['baseline_own_bytes'] / 1e9:.2f} GB of it are the baseline's own copies of weights", highlight=False)
 
 

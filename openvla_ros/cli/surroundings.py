@@ -22,7 +22,8 @@ def surroundings(private: bool, domain: int | None) -> dict[str, str]:
     """
     environment = {}
     if private:
-        environment = {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": ""}
+        domain = free_domain() if domain is None else domain
+        environment = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": ""}
         if os.environ.get("ROS_DISTRO") == "humble":
             environment["ROS_LOCALHOST_ONLY"] = "1"  # what newer ROS calls the discovery range
     if domain is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import socket
 import tempfile
@@ -40,20 +41,23 @@ def free_domain() -> int:
 
 
 def claim_domain(domain: int) -> IO[bytes] | None:
-    """A lock on the domain among this user's processes, as long as the file is open; None if another one has it.
+    """The domain for this process alone among this user's, as long as the file is open; None if another one has it.
 
-    Between the choice of a domain and the first node in it lie seconds, in which its ports are still free.
+    Between the choice of a domain and the first node in it lie seconds, in which its ports are still free. Where files cannot be locked, a
+    claim holds nobody off.
     """
     try:
         path = Path(tempfile.gettempdir(), f"openvla_ros_{os.getuid()}_domain_{domain}")
         file = path.open("ab")
     except OSError:
-        return None
+        return io.BytesIO()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
+    except OSError:
+        pass
     return file
 
 

@@ -70,6 +70,7 @@ def test_a_recording_is_private_whatever_the_shell_says(monkeypatch: pytest.Monk
     private = surroundings.surroundings(True, None)
     assert private["ROS_DOMAIN_ID"] not in ("7", "0") and private["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert private["ROS_STATIC_PEERS"] == "" and "FASTRTPS_DEFAULT_PROFILES_FILE" not in private
+    monkeypatch.setattr(surroundings, "free_domain", lambda: pytest.fail("one was given"))
     assert surroundings.surroundings(True, 42)["ROS_DOMAIN_ID"] == "42"
     assert surroundings.surroundings(False, None) == {}
 

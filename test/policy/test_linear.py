@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -94,3 +97,11 @@ def test_a_row_of_nan_stays_one_and_the_others_are_untouched() -> None:
     tokens[1, 4] = float("nan")
     result = quantized(tokens)
     assert torch.isnan(result[1]).all() and torch.equal(result[[0, 2]], sound[[0, 2]])
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_huge_pages_are_asked_for_unless_somebody_said_otherwise(clean_environment: dict[str, str], before: str | None, after: str) -> None:
+    code = "import os; import openvla_ros.policy.openvla.linear; print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    environment = {name: value for name, value in clean_environment.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {} if before is None else {"THP_MEM_ALLOC_ENABLE": before}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout.strip() == after

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -21,27 +26,37 @@ sys.stdin.read()
 """
 
 
-def test_a_domain_in_use_is_not_taken() -> None:
-    first = free_domain()
-    for port in (7400 + 250 * first, 7410 + 250 * first):
+def test_a_domain_in_use_is_not_taken(hold_domain: Callable[[], AbstractContextManager[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold_domain() as busy:
+        pass
+    monkeypatch.setattr(os, "getpid", lambda: DOMAINS.index(busy))  # the search begins there
+    for port in (7400 + 250 * busy, 7410 + 250 * busy):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as somebody:
             somebody.bind(("", port))
-            assert not domain_room.is_silent(first)
-    assert domain_room.is_silent(first)
+            assert free_domain() != busy
+    assert free_domain() == busy
 
 
 def test_processes_that_start_together_choose_different_ones(clean_environment: dict[str, str]) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", CHOOSE], env=clean_environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                   text=True) for _ in range(4)]
-    chosen = [int(process.stdout.readline()) for process in processes if process.stdout]
-    assert len(set(chosen)) == 4 and all(claim_domain(domain) is None for domain in chosen)
-    for process in processes:
-        process.communicate("")
-    freed = [claim_domain(domain) for domain in chosen]  # one that ended holds nothing
-    assert None not in freed
-    for claim in freed:
-        if claim is not None:
-            claim.close()
+    try:
+        chosen = [int(process.stdout.readline()) for process in processes if process.stdout]
+        assert len(set(chosen)) == 4 and all(claim_domain(domain) is None for domain in chosen)
+    finally:
+        for process in processes:
+            process.communicate("")
+    for domain in chosen:  # one that ended holds nothing
+        claim = claim_domain(domain)
+        assert claim is not None
+        claim.close()
+
+
+def test_where_nothing_can_be_locked_ports_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "nowhere"))
+    silent = {17, 42}
+    monkeypatch.setattr(domain_room, "is_silent", silent.__contains__)
+    assert free_domain() in silent
 
 
 def test_a_process_chooses_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:

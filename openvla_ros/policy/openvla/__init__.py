@@ -2,6 +2,7 @@
 
 import os
 
-# Weights in pages of 2 MB, where the system grants them on request (transparent_hugepage madvise, the default of Debian and Ubuntu): a
-# decoder pass on a CPU reads all of them, and looking up 4 KB pages costs a tenth of its time. torch reads this at its first allocation.
+# Weights in pages of 2 MB, where the system grants them to those who ask (transparent_hugepage: madvise): a decoder pass on a CPU reads
+# all of them, and looking up pages of 4 KB costs a tenth of its time. Work at import, against the rule, because torch looks only once, at
+# its first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
