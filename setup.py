@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 NAME = "openvla_ros"  # the ROS package name; pip takes openvla-ros for the same thing
 
@@ -84,6 +84,13 @@ EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement
 EXTRAS["viewer"] = ["rerun-sdk>=0.23"]  # --rerun; not in `all`: it is large, and nothing else needs it
 
 
+# Products of a model on a CPU. Optional: without a C++ compiler or Python's headers the package is installed without it, and torch
+# multiplies instead, slower. Without -lgomp at the end: threads are those of the library that torch brings.
+KERNELS = Extension(f"{NAME}.policy.openvla._avx512", [f"{NAME}/policy/openvla/avx512.cpp"], optional=True,
+                    extra_compile_args=["-std=c++17", "-O3", "-g0", "-fopenmp", "-fno-exceptions",
+                                        "-Wno-uninitialized", "-Wno-maybe-uninitialized"])  # both complain of GCC's own headers
+
+
 def version() -> str:
     """The one version number, read without importing the package (its dependencies may not be there yet)."""
     text = Path(NAME, "__init__.py").read_text(encoding="utf-8")
@@ -121,6 +128,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: ["checkpoints/default/*"]},
     data_files=share_files(),
+    ext_modules=[KERNELS],
     install_requires=CORE,
     extras_require=EXTRAS,
     zip_safe=False,

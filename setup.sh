@@ -73,7 +73,7 @@ install_messages() {  # from the wheel that was built beside the package's insta
 exec 9< setup.sh  # one set-up at a time; whoever comes second finds the work done
 flock --nonblock 9 || { echo "Another set-up of this checkout is running; waiting for it."; flock 9; }
 
-wanted="$(fingerprint setup.py setup.cfg setup.sh constraints.txt msg/openvla_msgs/pyproject.toml) $(fingerprint msg)"
+wanted="$(fingerprint setup.py setup.cfg setup.sh constraints.txt msg/openvla_msgs/pyproject.toml openvla_ros/policy/openvla/avx512.cpp) $(fingerprint msg)"
 there=$(cat "$MARKER" 2>/dev/null || true)
 if [ "$there" = "$wanted" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
     exit 0

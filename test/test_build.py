@@ -132,7 +132,10 @@ def test_wheel_holds_every_module_and_data_file(source: Path, installed_by_pip: 
     wheel, = (source.parent / "wheels").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert package_files(source) == {name for name in names if name.startswith("openvla_ros/")}
+    inside = {name for name in names if name.startswith("openvla_ros/")}
+    assert package_files(source) == {name for name in inside if not name.endswith(".so")}
+    compiled = [name for name in inside if name.endswith(".so")]
+    assert all(name.startswith("openvla_ros/policy/openvla/_avx512.") for name in compiled) and len(compiled) == bool(shutil.which("g++"))
     assert not [name for name in names if name.startswith(("test/", "msg/"))]
     assert share_files(source) == files_below(installed_by_pip / "share/openvla_ros")
     assert (installed_by_pip / "share/ament_index/resource_index/packages/openvla_ros").is_file()

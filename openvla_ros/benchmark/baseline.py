@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from openvla_ros.contract import FloatArray, Observation
 from openvla_ros.errors import DependencyMissing, NotEnoughMemory
-from openvla_ros.policy.openvla.attention import attend_sdpa
 from openvla_ros.policy.openvla.checkpoint import WORKING_BYTES, TensorSource
 from openvla_ros.policy.openvla.language import DecoderShape
 from openvla_ros.policy.openvla.memory import free_bytes
@@ -120,6 +120,12 @@ class Baseline:
         return self.llama.lm_head(hidden).float(), cache
 
 
+def attend_plainly(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Torch's attention as it comes, as in timm's towers, which are not causal."""
+    assert not causal
+    return functional.scaled_dot_product_attention(query, key, value)
+
+
 class TimmTower(nn.Module):
     """A vision transformer as timm runs it for `get_intermediate_layers`: every block is computed, the one before the last is taken."""
 
@@ -132,7 +138,7 @@ class TimmTower(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, shape.prefix - 1, shape.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, shape.patches, shape.width))
         self.patch_embed = PatchEmbed(shape)
-        self.blocks = nn.ModuleList(Block(shape, attend_sdpa) for _ in range(shape.depth))
+        self.blocks = nn.ModuleList(Block(shape, attend_plainly) for _ in range(shape.depth))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[1, 3, side, side] -> [1, patches, W]"""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from openvla_ros.policy.openvla import avx512
 from openvla_ros.policy.openvla.language import DecoderShape
 from openvla_ros.policy.openvla.model import ModelShape
 from openvla_ros.policy.openvla.vision import TowerShape
@@ -127,6 +128,11 @@ class Limits:
             for product in sorted(wide | {Product(SQUARE, SQUARE, SQUARE)}, key=str):
                 self.product_s.setdefault(product, []).append(self.time_product(product))
 
+    @property
+    def kernels_fit(self) -> bool:
+        """Whether our own kernels run on this device and dtype."""
+        return self.device.type == "cpu" and self.dtype == torch.bfloat16 and avx512.most_rows() > 0
+
     def forget(self) -> None:
         """What was measured so far."""
         self.read_s.clear()
@@ -152,10 +158,14 @@ class Limits:
         ways: dict[str, Callable[[], object]] = {
             "one-row products": self.at_once("one row", multiply), "sum": flat.view(torch.float32).sum,
             "copy": lambda: flat[:half].copy_(flat[half:2 * half])}
-        return ways | ({"one-row products, oneDNN off": multiply_natively} if self.device.type == "cpu" else {})
+        if self.device.type == "cpu":
+            ways["one-row products, oneDNN off"] = multiply_natively
+        if self.kernels_fit:  # whatever the numbers mean in blocks
+            ways["one-row products, our kernels"] = lambda: [avx512.multiply(row, matrix.data_ptr(), side, None) for matrix in matrices]
+        return ways
 
     def time_product(self, product: Product) -> float:
-        """Seconds for one, by the faster of the plain and, on a CPU, the packed layout of the weight."""
+        """Seconds for one, by the fastest of the plain and, on a CPU, the packed layout of the weight, and our own kernels."""
         size = product.inputs * product.outputs
         count = max(2, min(WARM_BYTES // (size * self.dtype.itemsize), MOST_MATRICES))
         weights = [self.buffer[index * size:(index + 1) * size].view(product.outputs, product.inputs)
@@ -171,6 +181,8 @@ class Limits:
             packed = pack(weights)
             if packed:
                 best_s = min(best_s, self.time(lambda: [multiply_packed(rows, weight) for weight in packed]))
+        if self.kernels_fit and product.rows <= avx512.most_rows() and product.outputs % avx512.BLOCK == product.inputs % 2 == 0:
+            best_s = min(best_s, self.time(lambda: [avx512.multiply(rows, weight.data_ptr(), product.outputs, None) for weight in weights]))
         return best_s / len(weights)
 
     def at_once(self, name: str, call: Callable[[], object]) -> Callable[[], object]:

@@ -30,12 +30,13 @@ PROBE_DEADLINE_S = 120.0
 
 TORCH_PROBE = """
 import json, torch
+from openvla_ros.policy.openvla.avx512 import describe
 gpus = []
 if torch.cuda.is_available():
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         gpus.append([torch.cuda.get_device_name(number), free, total])
-print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus, "kernels": describe()}))
 """
 
 ROS_PROBE = """
@@ -206,6 +207,8 @@ def torch_checks(found: dict[str, Any] | str) -> list[Check]:
                             "driver (nvidia-smi shows its CUDA version), and check CUDA_VISIBLE_DEVICES."))
     else:
         checks.append(Check("gpu", True, "none: a 7B model takes many seconds per action on a CPU, small ones run well", note=True))
+    if not found["gpus"]:
+        checks.append(Check("cpu kernels", True, found["kernels"], note=found["kernels"].startswith("not used")))
     return checks
 
 

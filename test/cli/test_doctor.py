@@ -84,6 +84,12 @@ def test_gpus_are_listed_with_their_memory() -> None:
     assert doctor.free_bytes({"gpus": [["Small", 1, 2], ["Large", 5, 9]]}) == (5.0, "Large")
 
 
+@pytest.mark.parametrize(("said", "is_note"), [("used for all products in bfloat16", False), ("not used: no compiler", True)])
+def test_without_a_gpu_it_says_what_multiplies(said: str, is_note: bool) -> None:
+    checks = doctor.torch_checks({"version": "2.9", "cuda": None, "gpus": [], "kernels": said})
+    assert checks[-1] == Check("cpu kernels", True, said, note=is_note)
+
+
 def test_two_ros_installations_at_once_are_trouble(tmp_path: Path) -> None:
     (tmp_path / "share" / "rclpy").mkdir(parents=True)
     wheels = {"path": f"{sys.prefix}/lib/rclpy/__init__.py", "rmw": "rmw_fastrtps_cpp"}

@@ -14,6 +14,7 @@ import torch
 from openvla_ros.contract import Observation
 from openvla_ros.errors import ConfigurationError, DependencyMissing
 from openvla_ros.policy.catalogue import PolicySettings
+from openvla_ros.policy.openvla.linear import BlockedLinear, PackedLinear
 from openvla_ros.policy.openvla.loading import load_openvla
 from openvla_ros.policy.openvla.quantization import is_quantized, quantize_linear
 from openvla_ros.policy.openvla.untrained import write_untrained
@@ -78,9 +79,9 @@ def test_a_quantised_policy_passes_its_self_test_and_counts_as_not_exact(tmp_pat
     assert all(check.passed for check in policy.self_test())
     assert "quantisation" in policy.notes[0] and "random numbers" in policy.notes[1]
     kinds = {type(module).__name__ for module in policy.model.language_model.model.layers.modules()}
-    assert {"int8": "Linear8bitLt", "nf4": "Linear4bit"}[mode] in kinds and not {"Linear", "PackedLinear"} & kinds
-    exact = {type(module).__name__ for module in (policy.model.language_model.lm_head, policy.model.projector.fc1)}
-    assert exact in ({"PackedLinear"}, {"Linear"})
+    assert {"int8": "Linear8bitLt", "nf4": "Linear4bit"}[mode] in kinds and not {"Linear", "PackedLinear", "BlockedLinear"} & kinds
+    exact = {type(module) for module in (policy.model.language_model.lm_head, policy.model.projector.fc1)}
+    assert exact <= {torch.nn.Linear, PackedLinear, BlockedLinear}
 
 
 def test_only_the_large_matrices_of_the_decoder_are_quantised() -> None:

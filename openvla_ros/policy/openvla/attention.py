@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openvla_ros.errors import ConfigurationError, DependencyMissing
+from openvla_ros.policy.openvla import avx512
 
 Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 """(query [B,H,Q,d], key [B,H,K,d], value [B,H,K,d], causal) -> [B,H,Q,d]. Causal: the last query sees every key."""
@@ -18,7 +19,9 @@ ROWS_AT_A_TIME = 16
 
 
 def attend_sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Torch's own attention; it picks its fastest kernel by itself."""
+    """Torch's own attention, which picks its fastest kernel by itself; ours on a CPU where that is faster."""
+    if avx512.can_attend(query, key, value):
+        return avx512.attend(query, key, value, causal)
     queries, keys = query.shape[2], key.shape[2]
     if not causal and (missing := filling(keys, query)):
         seen = torch.arange(keys + missing) < keys
@@ -36,9 +39,10 @@ def attend_sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tens
 
 
 def filling(count: int, like: Tensor) -> int:
-    """How many rows more of a tensor such as `like` are computed in no more time: bfloat16 on a CPU is multiplied 16 rows at a time,
-    and what is left over takes a slow way."""
-    return -count % ROWS_AT_A_TIME if like.dtype == torch.bfloat16 and like.device.type == "cpu" else 0
+    """How many rows more of a tensor such as `like` are computed in no more time: bfloat16 on a CPU is multiplied 16 rows at a time
+    by torch, and what is left over takes a slow way."""
+    by_torch = like.dtype == torch.bfloat16 and like.device.type == "cpu" and count > avx512.most_rows()
+    return -count % ROWS_AT_A_TIME if by_torch else 0
 
 
 def attend_seen(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from openvla_ros.errors import CheckpointError, NotEnoughMemory
 from openvla_ros.policy.catalogue import ACCEPTED_CHECKPOINTS, DEFAULT, default_checkpoint
 from openvla_ros.policy.openvla.configuration import Shapes, unused_shapes
 from openvla_ros.policy.openvla.language import GatedMlp, KeyValueCache, SelfAttention
-from openvla_ros.policy.openvla.linear import Int8Linear, PackedLinear, can_pack
+from openvla_ros.policy.openvla.linear import Int8Linear, fastest_linear
 from openvla_ros.policy.openvla.memory import free_bytes
 from openvla_ros.policy.openvla.model import OpenvlaModel
 from openvla_ros.policy.openvla.quantization import (
@@ -234,8 +234,8 @@ def lay_out(model: OpenvlaModel, part: str, quantization: str) -> None:
     for name, layer in [(name, layer) for name, layer in model.named_modules() if name.startswith(part) and type(layer) is nn.Linear]:
         if quantization == "w8a8" and is_quantized(f"{name}.weight"):
             replace_module(model, name, Int8Linear(layer))
-        elif on_cpu and can_pack(layer.weight.dtype):
-            replace_module(model, name, PackedLinear(layer))
+        elif on_cpu:
+            replace_module(model, name, fastest_linear(layer))
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""Linear layers for inference: weights laid out once as the matrix units of a CPU read them, and weights and rows in 8 bits.
+"""Linear layers for inference: weights laid out once as a CPU reads them fastest, and weights and rows in 8 bits.
 
-`PackedLinear` is exact: the same sums as torch's own layer, whose plain layout costs up to a third of the speed on a CPU
+`BlockedLinear` and `PackedLinear` are exact: the same sums as torch's own layer, whose plain layout costs up to a third of the speed on a CPU
 (docs/performance.md). `Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
 """
 
@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from openvla_ros.policy.openvla import avx512
 
 LARGEST = 127.0
 """Of the 8-bit numbers used, on both sides of zero."""
@@ -39,17 +41,65 @@ def join_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
     return joined
 
 
+def fastest_linear(layer: nn.Linear) -> nn.Module:
+    """A layer on the CPU as it runs fastest here; the layer itself where nothing is faster."""
+    if avx512.most_rows() > avx512.FEW_ROWS and avx512.fits(layer):
+        return BlockedLinear(layer)
+    return PackedLinear(layer) if can_pack(layer.weight.dtype) else layer
+
+
+class BlockedLinear(nn.Module):
+    """A bfloat16 linear layer on the CPU, multiplied by our own kernels. Ask `avx512.most_rows` and `avx512.fits` before."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.blocks = avx512.block_weight(layer.weight.detach())
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.inputs, self.outputs = layer.in_features, layer.out_features
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]"""
+        if tokens.shape[-1] != self.inputs:
+            raise ValueError(f"tokens have {tokens.shape[-1]} features, and this layer takes {self.inputs}")
+        return avx512.multiply(tokens, self.blocks.data_ptr(), self.outputs, self.bias)
+
+
 class PackedLinear(nn.Module):
-    """A linear layer on the CPU whose weight lies in oneDNN's own blocked layout. Ask `can_pack` before."""
+    """A linear layer on the CPU whose weight lies in oneDNN's own blocked layout. Ask `can_pack` before.
+
+    Where that is the layout of our kernels, too, they multiply few rows by the same memory.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
         self.bias = None if layer.bias is None else layer.bias.detach()
+        self.inputs, self.outputs = layer.in_features, layer.out_features
+        self.blocks = self.find_blocks() if avx512.most_rows() and avx512.fits(layer) else 0
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]"""
+        if self.blocks and tokens.numel() <= avx512.FEW_ROWS * self.inputs and tokens.shape[-1] == self.inputs:
+            return avx512.multiply(tokens, self.blocks, self.outputs, self.bias)
+        return self.multiply(tokens)
+
+    def multiply(self, tokens: Tensor) -> Tensor:
+        """By oneDNN."""
         return torch.ops.mkldnn._linear_pointwise(tokens, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+    def find_blocks(self) -> int:
+        """Address of the packed weight, if it is as large as in blocks, and a row of random numbers by it gives what oneDNN gives; else 0."""
+        try:
+            address, size = torch.ops.mkldnn.data_ptr(self.packed), torch.ops.mkldnn._nbytes(self.packed)
+        except (AttributeError, RuntimeError):  # a torch without the operations
+            return 0
+        if size != self.inputs * self.outputs * torch.bfloat16.itemsize:
+            return 0
+        row = torch.randn(1, self.inputs, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+        with torch.inference_mode():
+            expected, found = self.multiply(row).float(), avx512.multiply(row, address, self.outputs, self.bias).float()
+        near = float((found - expected).abs().max()) <= 4.0 * torch.finfo(torch.bfloat16).eps * float(expected.abs().max())
+        return address if near else 0  # NaN is not near
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,334 @@
+// Products and attention in bfloat16 for x86 CPUs with AVX-512 BF16. avx512.py is the door: it checks shapes, types and strides.
+//
+// torch multiplies one row at a half of the speed at which the memory gives the weights, and attends with one query at a seventh of it. Here
+// weights are read once, from beginning to end, so that a pass of a few rows waits for the memory only, and one of many rows for the multipliers.
+//
+// Weights lie in blocks of 64 outputs: [outputs / 64][inputs / 2][64][2], as oneDNN packs them, too. One instruction multiplies two
+// inputs of 16 outputs. Keys and values of a head are copied into the same layout, so that one function does every product. Sums are float32.
+// Threads are those of torch's own pool: GOMP_parallel is found in the library that torch has loaded.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#include <immintrin.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#define TARGET target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
+#define AVX512 __attribute__((TARGET))
+#define INLINE __attribute__((always_inline, TARGET)) inline
+
+namespace {
+
+using Half = uint16_t;  // the bits of a bfloat16
+
+constexpr long LANES = 16, BLOCK = 64, REGISTERS = BLOCK / LANES;
+constexpr long TILE = 7;      // rows at a time: sums of 7 x 64 in 28 registers, and 4 for weights, are all that there are
+constexpr long AHEAD = 4096;  // bytes: weights are asked for so long before they are multiplied
+
+long smaller(long a, long b) { return a < b ? a : b; }
+long larger(long a, long b) { return a < b ? b : a; }
+long divide_up(long a, long b) { return (a + b - 1) / b; }
+
+// Mask of the first so many of 32 lanes, or of 16.
+INLINE uint32_t first(long count) { return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1; }
+
+INLINE __m512 widen(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
+
+INLINE __m256i narrow(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbers); }
+
+// ---- Products
+
+// Rows x [pairs][2] by the first 16 * Registers columns of a block [pairs][64][2].
+template <int Rows, int Registers>
+INLINE void multiply_block(const Half* x, long stride, long pairs, const Half* block, __m512 (&sums)[Rows][Registers]) {
+    for (int row = 0; row < Rows; row++)
+        for (int i = 0; i < Registers; i++) sums[row][i] = _mm512_setzero_ps();
+    for (long pair = 0; pair < pairs; pair++) {
+        const char* line = reinterpret_cast<const char*>(block + pair * 2 * BLOCK);
+        __m512bh weights[Registers];
+        for (int i = 0; i < Registers; i++) {
+            _mm_prefetch(line + AHEAD + 64 * i, _MM_HINT_T0);
+            weights[i] = (__m512bh)_mm512_loadu_si512(line + 64 * i);
+        }
+        for (int row = 0; row < Rows; row++) {
+            int two;
+            std::memcpy(&two, x + row * stride + 2 * pair, sizeof two);
+            const __m512bh inputs = (__m512bh)_mm512_set1_epi32(two);
+            for (int i = 0; i < Registers; i++) sums[row][i] = _mm512_dpbf16_ps(sums[row][i], inputs, weights[i]);
+        }
+    }
+}
+
+// One tile of a linear layer. bias: of these 64 outputs, or null.
+template <int Rows>
+AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* block, const Half* bias, Half* result, long result_stride) {
+    __m512 sums[Rows][REGISTERS];
+    multiply_block<Rows, REGISTERS>(x, stride, pairs, block, sums);
+    for (int i = 0; i < REGISTERS; i++) {
+        const __m512 added = bias ? widen(_mm256_loadu_si256((const __m256i*)(bias + LANES * i))) : _mm512_setzero_ps();
+        for (int row = 0; row < Rows; row++)
+            _mm256_storeu_si256((__m256i*)(result + row * result_stride + LANES * i), narrow(_mm512_add_ps(sums[row][i], added)));
+    }
+}
+
+// Queries by a block of keys -> scores.
+template <int Rows>
+AVX512 void score_tile(const Half* queries, long stride, long pairs, const Half* block, float* scores, long score_stride) {
+    __m512 sums[Rows][REGISTERS];
+    multiply_block<Rows, REGISTERS>(queries, stride, pairs, block, sums);
+    for (int row = 0; row < Rows; row++)
+        for (int i = 0; i < REGISTERS; i++) _mm512_storeu_ps(scores + row * score_stride + LANES * i, sums[row][i]);
+}
+
+// Weights of keys by a block of values, times a factor per row -> the first `width` features of the block.
+template <int Rows, int Registers>
+AVX512 void mix_tile(const Half* weights, long stride, long pairs, const Half* block, const float* factors, Half* result, long result_stride,
+                     long width) {
+    __m512 sums[Rows][Registers];
+    multiply_block<Rows, Registers>(weights, stride, pairs, block, sums);
+    for (int row = 0; row < Rows; row++)
+        for (int i = 0; i < Registers; i++)
+            _mm256_mask_storeu_epi16(result + row * result_stride + LANES * i, first(smaller(width - LANES * i, LANES)),
+                                     narrow(_mm512_mul_ps(sums[row][i], _mm512_set1_ps(factors[row]))));
+}
+
+#define BY_ROWS(function) {nullptr, function<1>, function<2>, function<3>, function<4>, function<5>, function<6>, function<7>}
+#define BY_REGISTERS(rows) {nullptr, mix_tile<rows, 1>, mix_tile<rows, 2>, mix_tile<rows, 3>, mix_tile<rows, 4>}
+constexpr decltype(&multiply_tile<1>) MULTIPLY[TILE + 1] = BY_ROWS(multiply_tile);
+constexpr decltype(&score_tile<1>) SCORE[TILE + 1] = BY_ROWS(score_tile);
+constexpr decltype(&mix_tile<1, 1>) MIX[TILE + 1][REGISTERS + 1] = {
+    {}, BY_REGISTERS(1), BY_REGISTERS(2), BY_REGISTERS(3), BY_REGISTERS(4), BY_REGISTERS(5), BY_REGISTERS(6), BY_REGISTERS(7)};
+
+// work(0) to work(count - 1), on so many threads; who is done early takes the next.
+template <typename Work>
+void share(long threads, long count, const Work& work) {
+    std::atomic<long> next{0};
+#pragma omp parallel num_threads(threads)
+    for (long item; (item = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(item);
+}
+
+// In how many parts each of `items` is cut, so that all threads have some; not in more than `most`.
+long parts_of(long items, long threads, long most) { return larger(1, smaller(divide_up(4 * threads, items), most)); }
+
+// x [rows][inputs] -> result [rows][outputs]
+void multiply(long threads, long rows, long inputs, long outputs, const Half* x, const Half* weights, const Half* bias, Half* result) {
+    const long blocks = outputs / BLOCK, tiles = divide_up(rows, TILE), parts = parts_of(blocks, threads, tiles);
+    share(threads, blocks * parts, [=](long item) {
+        const long block = item / parts, part = item % parts;
+        for (long row = tiles * part / parts * TILE; row < smaller(rows, tiles * (part + 1) / parts * TILE); row += TILE)
+            MULTIPLY[smaller(rows - row, TILE)](x + row * inputs, inputs, inputs / 2, weights + block * BLOCK * inputs,
+                                                bias ? bias + block * BLOCK : nullptr, result + row * outputs + block * BLOCK, outputs);
+    });
+}
+
+// ---- Attention
+
+// 16 x 16 numbers of 32 bits: lines become columns.
+INLINE void transpose(__m512i (&m)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        m[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        m[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        m[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        m[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0xDD);
+        t[i + 8] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0xDD);
+    }
+    for (int i = 0; i < 4; i++) {
+        m[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        m[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        m[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
+        m[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
+    }
+}
+
+// Keys [count][width] -> [padded / 64][width / 2][64][2], zeros behind the last.
+AVX512 void pack_keys(const Half* keys, long stride, long count, long padded, long width, Half* packed) {
+    for (long key = 0; key < padded; key += LANES) {
+        Half* column = packed + key / BLOCK * BLOCK * width + key % BLOCK * 2;
+        for (long feature = 0; feature < width; feature += 2 * LANES) {
+            __m512i lines[16];
+            for (int i = 0; i < 16; i++)
+                lines[i] = key + i < count ? _mm512_maskz_loadu_epi16(first(width - feature), keys + (key + i) * stride + feature)
+                                           : _mm512_setzero_si512();
+            transpose(lines);
+            for (int i = 0; i < 16 && feature + 2 * i < width; i++)
+                _mm512_storeu_si512(column + (feature / 2 + i) * 2 * BLOCK, lines[i]);
+        }
+    }
+}
+
+// Values [count][width] -> [width / 64, rounded up][padded / 2][64][2], zeros behind the last.
+AVX512 void pack_values(const Half* values, long stride, long count, long padded, long width, Half* packed) {
+    alignas(64) uint16_t order[2 * LANES];  // two rows, feature by feature; numbers from 32 on are of the second one
+    for (int i = 0; i < LANES; i++) order[2 * i] = i, order[2 * i + 1] = 32 + i;
+    const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(LANES)), zero = _mm512_setzero_si512();
+    for (long feature = 0; feature < width; feature += 2 * LANES) {
+        Half* column = packed + feature / BLOCK * BLOCK * padded + feature % BLOCK * 2;
+        const __mmask32 inside = first(width - feature);
+        for (long key = 0; key < padded; key += 2) {
+            const Half* line = values + key * stride + feature;
+            const __m512i even = key < count ? _mm512_maskz_loadu_epi16(inside, line) : zero;
+            const __m512i odd = key + 1 < count ? _mm512_maskz_loadu_epi16(inside, line + stride) : zero;
+            _mm512_storeu_si512(column + key * BLOCK, _mm512_permutex2var_epi16(even, low, odd));
+            _mm512_storeu_si512(column + key * BLOCK + 2 * LANES, _mm512_permutex2var_epi16(even, high, odd));
+        }
+    }
+}
+
+// 2 to the power of numbers of at most 0, to a few of their last digits in float32. NaN stays NaN.
+INLINE __m512 power_of_two(__m512 exponents) {
+    exponents = _mm512_max_ps(_mm512_set1_ps(-150.0f), exponents);  // in this order: of NaN and a number the second is taken
+    const __m512 whole = _mm512_roundscale_ps(exponents, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 rest = _mm512_sub_ps(exponents, whole);
+    constexpr float terms[] = {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.0f};  // ln(2)^n / n!
+    __m512 sum = _mm512_set1_ps(1.54035304e-4f);
+    for (float term : terms) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(term));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+// Scores of the keys that are seen -> their share before division, zeros from there to `end`; returns what to multiply by instead of dividing.
+// scale: of the scores, times log2(e).
+AVX512 float weigh(const float* scores, long seen, long end, float scale, Half* weights) {
+    __m512 most = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
+    for (long key = 0; key < seen; key += LANES)
+        most = _mm512_mask_max_ps(most, first(smaller(seen - key, LANES)), most, _mm512_loadu_ps(scores + key));
+    const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale);
+    for (long key = 0; key < end; key += LANES) {
+        const __m512 powers = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + key), factor, shift));
+        const __m512 shares = _mm512_maskz_mov_ps(first(smaller(seen - key, LANES)), powers);
+        sum = _mm512_add_ps(sum, shares);
+        _mm256_storeu_si256((__m256i*)(weights + key), narrow(shares));
+    }
+    return 1.0f / _mm512_reduce_add_ps(sum);
+}
+
+// [batch][heads][rows][width], at any distance from each other, the features of a row side by side.
+struct Heads {
+    const Half* data;
+    Py_ssize_t batch_stride, head_stride, row_stride;
+    const Half* at(long batch, long head) const { return data + batch * batch_stride + head * head_stride; }
+};
+
+// Causal: the last query sees all keys, the one before it all but the last, and so on. result: [batch][queries][heads][width]
+// False: there was no memory for it.
+bool attend(long threads, long batch, long heads, long queries, long keys, long width, const Heads& query, const Heads& key, const Heads& value,
+            bool causal, float scale, Half* result) {
+    const long padded = divide_up(keys, BLOCK) * BLOCK, blocks = divide_up(width, BLOCK), tiles = divide_up(queries, TILE);
+    const long parts = parts_of(batch * heads, threads, tiles / 4);  // each part packs the keys again
+    const size_t bytes = padded * ((width + BLOCK * blocks) * sizeof(Half) + TILE * (sizeof(float) + sizeof(Half)));  // a multiple of 64
+    std::atomic<bool> enough{true};
+    share(threads, batch * heads * parts, [&](long item) {
+        const long row = item / parts / heads, head = item / parts % heads, part = item % parts;
+        char* memory = static_cast<char*>(std::aligned_alloc(64, bytes));
+        if (!memory) {
+            enough = false;
+            return;
+        }
+        Half* packed_keys = reinterpret_cast<Half*>(memory);
+        Half* packed_values = packed_keys + padded * width;
+        float* scores = reinterpret_cast<float*>(packed_values + padded * BLOCK * blocks);
+        Half* weights = reinterpret_cast<Half*>(scores + TILE * padded);
+        pack_keys(key.at(row, head), key.row_stride, keys, padded, width, packed_keys);
+        pack_values(value.at(row, head), value.row_stride, keys, padded, width, packed_values);
+        for (long tile = tiles * part / parts; tile < tiles * (part + 1) / parts; tile++) {
+            const long begin = tile * TILE, count = smaller(queries - begin, TILE);
+            const long seen = causal ? keys - queries + begin + count : keys;  // by the last query of the tile
+            const long end = divide_up(seen, LANES) * LANES;
+            for (long block = 0; block * BLOCK < seen; block++)
+                SCORE[count](query.at(row, head) + begin * query.row_stride, query.row_stride, width / 2, packed_keys + block * BLOCK * width,
+                             scores + block * BLOCK, padded);
+            float factors[TILE];
+            for (long i = 0; i < count; i++)
+                factors[i] = weigh(scores + i * padded, causal ? seen - count + i + 1 : keys, end, scale, weights + i * padded);
+            for (long block = 0; block < blocks; block++) {
+                const long left = smaller(width - block * BLOCK, BLOCK);
+                MIX[count][divide_up(left, LANES)](weights, padded, end / 2, packed_values + block * BLOCK * padded, factors,
+                                                   result + ((row * queries + begin) * heads + head) * width + block * BLOCK, heads * width, left);
+            }
+        }
+        std::free(memory);
+    });
+    return enough;
+}
+
+// ---- Python
+
+bool has_avx512_bf16() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+}
+
+bool has_amx() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22);  // AMX-BF16
+}
+
+PyObject* call_multiply(PyObject*, PyObject* arguments) {
+    Py_ssize_t threads, rows, inputs, outputs, x, weights, bias, result;
+    if (!PyArg_ParseTuple(arguments, "nnnnnnnn", &threads, &rows, &inputs, &outputs, &x, &weights, &bias, &result)) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    multiply(threads, rows, inputs, outputs, (const Half*)x, (const Half*)weights, (const Half*)bias, (Half*)result);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyObject* call_attend(PyObject*, PyObject* arguments) {
+    Py_ssize_t threads, batch, heads, queries, keys, width, pointers[4];
+    Heads query, key, value;
+    int causal;
+    float scale;
+    if (!PyArg_ParseTuple(arguments, "nnnnnn(nnnn)(nnnn)(nnnn)pfn", &threads, &batch, &heads, &queries, &keys, &width,
+                          &pointers[0], &query.batch_stride, &query.head_stride, &query.row_stride,
+                          &pointers[1], &key.batch_stride, &key.head_stride, &key.row_stride,
+                          &pointers[2], &value.batch_stride, &value.head_stride, &value.row_stride, &causal, &scale, &pointers[3]))
+        return nullptr;
+    query.data = (const Half*)pointers[0], key.data = (const Half*)pointers[1], value.data = (const Half*)pointers[2];
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS
+    enough = attend(threads, batch, heads, queries, keys, width, query, key, value, causal, scale, (Half*)pointers[3]);
+    Py_END_ALLOW_THREADS
+    if (!enough) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+PyMethodDef METHODS[] = {
+    {"multiply", call_multiply, METH_VARARGS, "threads, rows, inputs, outputs, addresses of: rows, weights, bias or 0, result"},
+    {"attend", call_attend, METH_VARARGS,
+     "threads, batch, heads, queries, keys, width, (address, strides of batch, head, row) of queries, keys and values, causal, scale, result"},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+
+#else
+
+namespace {
+bool has_avx512_bf16() { return false; }
+bool has_amx() { return false; }
+PyMethodDef METHODS[] = {{nullptr, nullptr, 0, nullptr}};
+}  // namespace
+
+#endif
+
+PyMODINIT_FUNC PyInit__avx512() {
+    static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_avx512", "Kernels of avx512.cpp; see avx512.py.", -1, METHODS,
+                                     nullptr, nullptr, nullptr, nullptr};
+    PyObject* module = PyModule_Create(&definition);
+    if (module && (PyModule_AddIntConstant(module, "has_avx512_bf16", has_avx512_bf16()) || PyModule_AddIntConstant(module, "has_amx", has_amx())))
+        Py_CLEAR(module);
+    return module;
+}

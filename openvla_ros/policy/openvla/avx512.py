@@ -1,0 +1,128 @@
+"""Products and attention in bfloat16 on x86 CPUs with AVX-512 BF16: the door to `avx512.cpp`, which is compiled when the package is installed.
+
+Both are exact: sums in float32, one rounding at the end. Where there was no compiler, on another CPU, or should a trial give other numbers
+than torch, `most_rows` is 0 and torch multiplies: slower, and right. `describe` says which, and why.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BLOCK = 64
+"""Outputs that lie side by side in the memory of a weight."""
+
+FEW_ROWS = 7
+"""Rows that are multiplied at a time, and by one reading of the weights."""
+
+
+@lru_cache(maxsize=1)
+def find_kernels() -> ModuleType | str:
+    """The compiled functions, if they are there, run on this CPU and are right; else why not. Tried out, once."""
+    try:
+        found = import_module("openvla_ros.policy.openvla._avx512")
+    except ImportError as error:  # not compiled, or for another Python, or torch brought another library of threads
+        return f"they cannot be imported ({error}). Install a C++ compiler and the headers of Python, then this package again"
+    if not found.has_avx512_bf16:
+        return "this CPU has no AVX-512 BF16"
+    return found if is_right(found) else "they gave other numbers than torch in a trial, so they are not used; please report this CPU"
+
+
+def is_right(found: ModuleType) -> bool:
+    """Whether small products and attentions are those of torch in float32, to the last digits of bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(torch.bfloat16)
+
+    def close(result: Tensor, expected: Tensor) -> bool:
+        return float((result.float() - expected).abs().max()) <= 4.0 * torch.finfo(torch.bfloat16).eps * float(expected.abs().max())
+
+    with torch.inference_mode():
+        weight, bias, tokens = draw(128, 96), draw(128), draw(9, 96)
+        blocks = block_weight(weight)  # under a name: an address keeps nothing in memory
+        product = run_multiply(found, tokens, blocks.data_ptr(), 128, bias)
+        query, key, value = draw(1, 2, 3, 72), draw(1, 2, 21, 72), draw(1, 2, 21, 72)
+        expected = functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        return (close(product, functional.linear(tokens.float(), weight.float(), bias.float()))
+                and close(run_attend(found, query, key, value, False), expected))
+
+
+@lru_cache(maxsize=1)
+def most_rows() -> int:
+    """Up to so many rows are multiplied, and queries answered, faster here than by torch: all on most CPUs with AVX-512 BF16; few on those
+    with AMX, which torch uses for the others; 0 where nothing is."""
+    found = find_kernels()
+    if isinstance(found, str):
+        return 0
+    return FEW_ROWS if found.has_amx else sys.maxsize
+
+
+def describe() -> str:
+    """What is multiplied by the kernels, for a person."""
+    found = find_kernels()
+    if isinstance(found, str):
+        return f"not used: {found}"
+    return "used for all products in bfloat16" if most_rows() > FEW_ROWS else f"used for up to {FEW_ROWS} rows; torch's AMX for more"
+
+
+def block_weight(weight: Tensor) -> Tensor:
+    """[outputs, inputs] -> [outputs / 64, inputs / 2, 64, 2], a copy."""
+    outputs, inputs = weight.shape
+    return weight.view(outputs // BLOCK, BLOCK, inputs // 2, 2).transpose(1, 2).contiguous()
+
+
+def fits(layer: nn.Linear) -> bool:
+    """Whether the layer's weight can be laid out in blocks, and be read by `multiply`."""
+    outputs, inputs = layer.weight.shape
+    return layer.weight.dtype == torch.bfloat16 and outputs % BLOCK == 0 and inputs % 2 == 0
+
+
+def multiply(tokens: Tensor, blocks: int, outputs: int, bias: Tensor | None) -> Tensor:
+    """[..., inputs] bfloat16 by the weight in blocks at that address -> [..., outputs]. Call it where `most_rows` is not 0.
+
+    Raises TypeError for another type: what lies in memory is taken as it is.
+    """
+    if tokens.dtype != torch.bfloat16:
+        raise TypeError(f"weights are bfloat16, and the tokens to be multiplied by them are {tokens.dtype}")
+    found = find_kernels()
+    assert not isinstance(found, str), found
+    return run_multiply(found, tokens.contiguous(), blocks, outputs, bias)
+
+
+def run_multiply(found: ModuleType, tokens: Tensor, blocks: int, outputs: int, bias: Tensor | None) -> Tensor:
+    """The same for tokens that lie in one piece."""
+    inputs, result = tokens.shape[-1], tokens.new_empty((*tokens.shape[:-1], outputs))
+    found.multiply(torch.get_num_threads(), tokens.numel() // inputs, inputs, outputs, tokens.data_ptr(), blocks,
+                   0 if bias is None else bias.data_ptr(), result.data_ptr())
+    return result
+
+
+def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `attend` takes these, and is faster than torch for so many queries. It has no gradient."""
+    return (query.dtype == key.dtype == value.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] <= most_rows()
+            and query.shape[-1] % 2 == 0 and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1 and not torch.is_grad_enabled())
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """As `attention.Attend` says. Ask `can_attend` before."""
+    found = find_kernels()
+    assert not isinstance(found, str), found
+    return run_attend(found, query, key, value, causal)
+
+
+def run_attend(found: ModuleType, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """[B, H, Q, d], [B, H, K, d] twice, the features of a row side by side -> [B, H, Q, d]"""
+    batch, heads, queries, width = query.shape
+    result = query.new_empty((batch, queries, heads, width))
+    found.attend(torch.get_num_threads(), batch, heads, queries, key.shape[2], width,
+                 *((tensor.data_ptr(), *tensor.stride()[:3]) for tensor in (query, key, value)),
+                 causal, math.log2(math.e) / math.sqrt(width), result.data_ptr())
+    return result.transpose(1, 2)
