@@ -1,4 +1,4 @@
-"""Products and attention in bfloat16 on x86 CPUs with AVX-512 BF16: the door to `avx512.cpp`, which is compiled when the package is installed.
+"""Products and attention in bfloat16 on x86 CPUs with AVX-512 BF16: the door to `avx512.cpp`, which is compiled at installation.
 
 Both are exact: sums in float32, one rounding at the end. Where there was no compiler, on another CPU, or should a trial give other numbers
 than torch, `most_rows` is 0 and torch multiplies: slower, and right. `describe` says which, and why.

@@ -1,7 +1,7 @@
 """Linear layers for inference: weights laid out once as a CPU reads them fastest, and weights and rows in 8 bits.
 
-`BlockedLinear` and `PackedLinear` are exact: the same sums as torch's own layer, whose plain layout costs up to a third of the speed on a CPU
-(docs/performance.md). `Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
+`BlockedLinear` and `PackedLinear` are exact: the same sums as torch's own layer, whose plain layout costs up to a third of the speed
+on a CPU (docs/performance.md). `Int8Linear` is not exact, and says so in NOTES of `quantization.py`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(tokens, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
     def find_blocks(self) -> int:
-        """Address of the packed weight, if it is as large as in blocks, and a row of random numbers by it gives what oneDNN gives; else 0."""
+        """Address of the packed weight, if it is as large as in blocks and gives what oneDNN gives for a row of random numbers; else 0."""
         try:
             address, size = torch.ops.mkldnn.data_ptr(self.packed), torch.ops.mkldnn._nbytes(self.packed)
         except (AttributeError, RuntimeError):  # a torch without the operations
