@@ -44,18 +44,55 @@ INLINE __m256i narrow(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbe
 
 // ---- Products
 
-// Rows x [pairs][2] by the first 16 * Registers columns of a block [pairs][64][2].
-template <int Rows, int Registers>
-INLINE void multiply_block(const Half* x, long stride, long pairs, const Half* block, __m512 (&sums)[Rows][Registers]) {
+// A block [pairs][64][2], of which the first 16 * Registers columns are read.
+template <int Registers>
+struct Packed {
+    const Half* block;
+    // One row is multiplied faster than weights arrive; then they need not push out of the caches what others keep there.
+    template <int Rows>
+    INLINE void load(long pair, __m512bh (&weights)[Registers]) const {
+        const char* line = reinterpret_cast<const char*>(block + pair * 2 * BLOCK);
+        for (int i = 0; i < Registers; i++) {
+            _mm_prefetch(line + AHEAD + 64 * i, Rows == 1 ? _MM_HINT_NTA : _MM_HINT_T0);
+            weights[i] = (__m512bh)_mm512_loadu_si512(line + 64 * i);
+        }
+    }
+};
+
+// Two rows of 32 numbers, feature by feature: the first 16 features, or the others.
+INLINE __m512i interleave(__m512i even, __m512i odd, bool others) {
+    alignas(64) static constexpr uint16_t ORDER[2][32] = {  // numbers from 32 on are of the second row
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    return _mm512_permutex2var_epi16(even, _mm512_load_si512(ORDER[others]), odd);
+}
+
+// The same of rows as they lie in a cache: [count][width], from some feature on. Behind the last row, and behind the last feature, are zeros.
+template <int Registers>
+struct Rowwise {
+    const Half* rows;
+    long stride, count, width;
+    template <int Rows>
+    INLINE void load(long pair, __m512bh (&weights)[Registers]) const {
+        const Half *line = rows + 2 * pair * stride, *next = line + stride;
+        for (int i = 0; i < Registers; i += 2) {
+            const __mmask32 inside = first(width - LANES * i);
+            const __m512i even = _mm512_maskz_loadu_epi16(inside, line + LANES * i);
+            const __m512i odd = _mm512_maskz_loadu_epi16(2 * pair + 1 < count ? inside : 0, next + LANES * i);
+            weights[i] = (__m512bh)interleave(even, odd, false);
+            if (i + 1 < Registers) weights[i + 1] = (__m512bh)interleave(even, odd, true);
+        }
+    }
+};
+
+// Rows x [pairs][2] by weights, as Packed or Rowwise.
+template <int Rows, int Registers, typename Weights>
+INLINE void multiply_block(const Half* x, long stride, long pairs, const Weights& source, __m512 (&sums)[Rows][Registers]) {
     for (int row = 0; row < Rows; row++)
         for (int i = 0; i < Registers; i++) sums[row][i] = _mm512_setzero_ps();
     for (long pair = 0; pair < pairs; pair++) {
-        const char* line = reinterpret_cast<const char*>(block + pair * 2 * BLOCK);
         __m512bh weights[Registers];
-        for (int i = 0; i < Registers; i++) {
-            _mm_prefetch(line + AHEAD + 64 * i, _MM_HINT_T0);
-            weights[i] = (__m512bh)_mm512_loadu_si512(line + 64 * i);
-        }
+        source.template load<Rows>(pair, weights);
         for (int row = 0; row < Rows; row++) {
             int two;
             std::memcpy(&two, x + row * stride + 2 * pair, sizeof two);
@@ -69,7 +106,7 @@ INLINE void multiply_block(const Half* x, long stride, long pairs, const Half* b
 template <int Rows>
 AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* block, const Half* bias, Half* result, long result_stride) {
     __m512 sums[Rows][REGISTERS];
-    multiply_block<Rows, REGISTERS>(x, stride, pairs, block, sums);
+    multiply_block(x, stride, pairs, Packed<REGISTERS>{block}, sums);
     for (int i = 0; i < REGISTERS; i++) {
         const __m512 added = bias ? widen(_mm256_loadu_si256((const __m256i*)(bias + LANES * i))) : _mm512_setzero_ps();
         for (int row = 0; row < Rows; row++)
@@ -81,28 +118,41 @@ AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* bl
 template <int Rows>
 AVX512 void score_tile(const Half* queries, long stride, long pairs, const Half* block, float* scores, long score_stride) {
     __m512 sums[Rows][REGISTERS];
-    multiply_block<Rows, REGISTERS>(queries, stride, pairs, block, sums);
+    multiply_block(queries, stride, pairs, Packed<REGISTERS>{block}, sums);
     for (int row = 0; row < Rows; row++)
         for (int i = 0; i < REGISTERS; i++) _mm512_storeu_ps(scores + row * score_stride + LANES * i, sums[row][i]);
 }
 
-// Weights of keys by a block of values, times a factor per row -> the first `width` features of the block.
-template <int Rows, int Registers>
-AVX512 void mix_tile(const Half* weights, long stride, long pairs, const Half* block, const float* factors, Half* result, long result_stride,
-                     long width) {
+// Weights of keys by values, times a factor per row -> the first `width` features of a block.
+template <int Rows, int Registers, typename Values>
+INLINE void mix(const Half* weights, long stride, long pairs, const Values& values, const float* factors, Half* result, long result_stride,
+                long width) {
     __m512 sums[Rows][Registers];
-    multiply_block<Rows, Registers>(weights, stride, pairs, block, sums);
+    multiply_block(weights, stride, pairs, values, sums);
     for (int row = 0; row < Rows; row++)
         for (int i = 0; i < Registers; i++)
             _mm256_mask_storeu_epi16(result + row * result_stride + LANES * i, first(smaller(width - LANES * i, LANES)),
                                      narrow(_mm512_mul_ps(sums[row][i], _mm512_set1_ps(factors[row]))));
 }
 
+template <int Rows, int Registers>
+AVX512 void mix_packed(const Half* weights, long stride, long pairs, const Half* block, const float* factors, Half* result, long result_stride,
+                       long width) {
+    mix<Rows, Registers>(weights, stride, pairs, Packed<Registers>{block}, factors, result, result_stride, width);
+}
+
+template <int Rows>
+AVX512 void mix_rowwise(const Half* weights, long stride, long count, const Half* rows, long row_stride, const float* factors, Half* result,
+                        long result_stride, long width) {
+    mix<Rows, REGISTERS>(weights, stride, (count + 1) / 2, Rowwise<REGISTERS>{rows, row_stride, count, width}, factors, result, result_stride, width);
+}
+
 #define BY_ROWS(function) {nullptr, function<1>, function<2>, function<3>, function<4>, function<5>, function<6>, function<7>}
-#define BY_REGISTERS(rows) {nullptr, mix_tile<rows, 1>, mix_tile<rows, 2>, mix_tile<rows, 3>, mix_tile<rows, 4>}
+#define BY_REGISTERS(rows) {nullptr, mix_packed<rows, 1>, mix_packed<rows, 2>, mix_packed<rows, 3>, mix_packed<rows, 4>}
 constexpr decltype(&multiply_tile<1>) MULTIPLY[TILE + 1] = BY_ROWS(multiply_tile);
 constexpr decltype(&score_tile<1>) SCORE[TILE + 1] = BY_ROWS(score_tile);
-constexpr decltype(&mix_tile<1, 1>) MIX[TILE + 1][REGISTERS + 1] = {
+constexpr decltype(&mix_rowwise<1>) MIX_ROWWISE[TILE + 1] = BY_ROWS(mix_rowwise);
+constexpr decltype(&mix_packed<1, 1>) MIX_PACKED[TILE + 1][REGISTERS + 1] = {
     {}, BY_REGISTERS(1), BY_REGISTERS(2), BY_REGISTERS(3), BY_REGISTERS(4), BY_REGISTERS(5), BY_REGISTERS(6), BY_REGISTERS(7)};
 
 // work(0) to work(count - 1), on so many threads; who is done early takes the next.
@@ -116,14 +166,33 @@ void share(long threads, long count, const Work& work) {
 // In how many parts each of `items` is cut, so that all threads have some; not in more than `most`.
 long parts_of(long items, long threads, long most) { return larger(1, smaller(divide_up(4 * threads, items), most)); }
 
-// x [rows][inputs] -> result [rows][outputs]
+// Memory of this thread, kept for the next time; its content is anything. Null where there is none.
+char* scratch(size_t bytes) {
+    struct Room {
+        char* data = nullptr;
+        size_t size = 0;
+        ~Room() { std::free(data); }
+    };
+    static thread_local Room room;
+    if (room.size < bytes) {
+        std::free(room.data);
+        room.data = static_cast<char*>(std::aligned_alloc(64, bytes));
+        room.size = room.data ? bytes : 0;
+    }
+    return room.data;
+}
+
+// x [rows][inputs] -> result [rows][outputs]. Neighbouring blocks go to the same thread, so that each reads a long way without a jump; many rows
+// are cut, too, where there are fewer blocks than work for all threads.
 void multiply(long threads, long rows, long inputs, long outputs, const Half* x, const Half* weights, const Half* bias, Half* result) {
     const long blocks = outputs / BLOCK, tiles = divide_up(rows, TILE), parts = parts_of(blocks, threads, tiles);
-    share(threads, blocks * parts, [=](long item) {
-        const long block = item / parts, part = item % parts;
-        for (long row = tiles * part / parts * TILE; row < smaller(rows, tiles * (part + 1) / parts * TILE); row += TILE)
-            MULTIPLY[smaller(rows - row, TILE)](x + row * inputs, inputs, inputs / 2, weights + block * BLOCK * inputs,
-                                                bias ? bias + block * BLOCK : nullptr, result + row * outputs + block * BLOCK, outputs);
+    const long runs = smaller(blocks, tiles > 1 ? blocks : 2 * threads);
+    share(threads, runs * parts, [=](long item) {
+        const long run = item / parts, part = item % parts;
+        for (long block = blocks * run / runs; block < blocks * (run + 1) / runs; block++)
+            for (long row = tiles * part / parts * TILE; row < smaller(rows, tiles * (part + 1) / parts * TILE); row += TILE)
+                MULTIPLY[smaller(rows - row, TILE)](x + row * inputs, inputs, inputs / 2, weights + block * BLOCK * inputs,
+                                                    bias ? bias + block * BLOCK : nullptr, result + row * outputs + block * BLOCK, outputs);
     });
 }
 
@@ -174,25 +243,49 @@ AVX512 void pack_keys(const Half* keys, long stride, long count, long padded, lo
 
 // Values [count][width] -> [width / 64, rounded up][padded / 2][64][2], zeros behind the last.
 AVX512 void pack_values(const Half* values, long stride, long count, long padded, long width, Half* packed) {
-    alignas(64) uint16_t order[2 * LANES];  // two rows, feature by feature; numbers from 32 on are of the second one
-    for (int i = 0; i < LANES; i++) order[2 * i] = i, order[2 * i + 1] = 32 + i;
-    const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(LANES)), zero = _mm512_setzero_si512();
     for (long feature = 0; feature < width; feature += 2 * LANES) {
         Half* column = packed + feature / BLOCK * BLOCK * padded + feature % BLOCK * 2;
         const __mmask32 inside = first(width - feature);
         for (long key = 0; key < padded; key += 2) {
             const Half* line = values + key * stride + feature;
-            const __m512i even = key < count ? _mm512_maskz_loadu_epi16(inside, line) : zero;
-            const __m512i odd = key + 1 < count ? _mm512_maskz_loadu_epi16(inside, line + stride) : zero;
-            _mm512_storeu_si512(column + key * BLOCK, _mm512_permutex2var_epi16(even, low, odd));
-            _mm512_storeu_si512(column + key * BLOCK + 2 * LANES, _mm512_permutex2var_epi16(even, high, odd));
+            const __m512i even = _mm512_maskz_loadu_epi16(key < count ? inside : 0, line);
+            const __m512i odd = _mm512_maskz_loadu_epi16(key + 1 < count ? inside : 0, line + stride);
+            _mm512_storeu_si512(column + key * BLOCK, interleave(even, odd, false));
+            _mm512_storeu_si512(column + key * BLOCK + 2 * LANES, interleave(even, odd, true));
         }
     }
 }
 
-// 2 to the power of numbers of at most 0, to a few of their last digits in float32. NaN stays NaN.
+// Queries by keys as they lie in a cache -> scores, 16 keys at a time; those behind the last are 0.
+AVX512 void score_rowwise(const Half* queries, long stride, long rows, const Half* keys, long key_stride, long count, long width, float* scores,
+                          long score_stride) {
+    for (long key = 0; key < count; key += LANES)
+        for (long row = 0; row < rows; row++) {
+            __m512 sums[16];
+            for (int i = 0; i < 16; i++) sums[i] = _mm512_setzero_ps();
+            for (long feature = 0; feature < width; feature += 2 * LANES) {
+                const __mmask32 inside = first(width - feature);
+                const __m512bh query = (__m512bh)_mm512_maskz_loadu_epi16(inside, queries + row * stride + feature);
+                for (int i = 0; i < 16; i++) {
+                    const __mmask32 there = key + i < count ? inside : 0;
+                    const __m512i line = _mm512_maskz_loadu_epi16(there, keys + (key + i) * key_stride + feature);
+                    sums[i] = _mm512_dpbf16_ps(sums[i], query, (__m512bh)line);
+                }
+            }
+            __m512i lines[16];
+            for (int i = 0; i < 16; i++) lines[i] = _mm512_castps_si512(sums[i]);
+            transpose(lines);
+            for (int half = 8; half > 0; half /= 2)
+                for (int i = 0; i < half; i++)
+                    lines[i] = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(lines[i]), _mm512_castsi512_ps(lines[i + half])));
+            _mm512_storeu_ps(scores + row * score_stride + key, _mm512_castsi512_ps(lines[0]));
+        }
+}
+
+// 2 to the power of numbers, to a few of their last digits in float32. NaN stays NaN.
 INLINE __m512 power_of_two(__m512 exponents) {
     exponents = _mm512_max_ps(_mm512_set1_ps(-150.0f), exponents);  // in this order: of NaN and a number the second is taken
+    exponents = _mm512_min_ps(_mm512_set1_ps(150.0f), exponents);   // 0 and infinity beyond
     const __m512 whole = _mm512_roundscale_ps(exponents, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 rest = _mm512_sub_ps(exponents, whole);
     constexpr float terms[] = {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.0f};  // ln(2)^n / n!
@@ -224,46 +317,101 @@ struct Heads {
     const Half* at(long batch, long head) const { return data + batch * batch_stride + head * head_stride; }
 };
 
+// The answers to queries `begin` to `begin` + `count` of one head. packed_keys, packed_values: null where keys and values are read as they lie.
+struct Attention {
+    long queries, keys, width, padded;
+    bool causal;
+    float scale;
+
+    void answer(long begin, long count, const Half* query, long query_stride, const Half* key, long key_stride, const Half* value, long value_stride,
+                const Half* packed_keys, const Half* packed_values, float* scores, Half* weights, Half* result, long result_stride) const {
+        const long seen = causal ? keys - queries + begin + count : keys;  // by the last of these queries
+        const long end = divide_up(seen, LANES) * LANES;
+        if (packed_keys)
+            for (long block = 0; block * BLOCK < seen; block++)
+                SCORE[count](query + begin * query_stride, query_stride, width / 2, packed_keys + block * BLOCK * width, scores + block * BLOCK, padded);
+        else
+            score_rowwise(query + begin * query_stride, query_stride, count, key, key_stride, seen, width, scores, padded);
+        float factors[TILE];
+        for (long i = 0; i < count; i++)
+            factors[i] = weigh(scores + i * padded, causal ? seen - count + i + 1 : keys, end, scale, weights + i * padded);
+        for (long feature = 0; feature < width; feature += BLOCK) {
+            const long left = smaller(width - feature, BLOCK);
+            if (packed_values)
+                MIX_PACKED[count][divide_up(left, LANES)](weights, padded, end / 2, packed_values + feature * padded, factors, result + feature,
+                                                          result_stride, left);
+            else
+                MIX_ROWWISE[count](weights, padded, seen, value + feature, value_stride, factors, result + feature, result_stride, left);
+        }
+    }
+};
+
 // Causal: the last query sees all keys, the one before it all but the last, and so on. result: [batch][queries][heads][width]
 // False: there was no memory for it.
 bool attend(long threads, long batch, long heads, long queries, long keys, long width, const Heads& query, const Heads& key, const Heads& value,
             bool causal, float scale, Half* result) {
-    const long padded = divide_up(keys, BLOCK) * BLOCK, blocks = divide_up(width, BLOCK), tiles = divide_up(queries, TILE);
+    const long padded = divide_up(keys, BLOCK) * BLOCK, tiles = divide_up(queries, TILE);
     const long parts = parts_of(batch * heads, threads, tiles / 4);  // each part packs the keys again
-    const size_t bytes = padded * ((width + BLOCK * blocks) * sizeof(Half) + TILE * (sizeof(float) + sizeof(Half)));  // a multiple of 64
+    const bool packed = tiles > 1;                                   // worth it where they are read more than once
+    const long packed_keys = packed ? padded * width : 0, packed_values = packed ? padded * divide_up(width, BLOCK) * BLOCK : 0;
+    const size_t bytes = (packed_keys + packed_values) * sizeof(Half) + TILE * padded * (sizeof(float) + sizeof(Half));  // a multiple of 64
+    const Attention attention{queries, keys, width, padded, causal, scale};
     std::atomic<bool> enough{true};
     share(threads, batch * heads * parts, [&](long item) {
         const long row = item / parts / heads, head = item / parts % heads, part = item % parts;
-        char* memory = static_cast<char*>(std::aligned_alloc(64, bytes));
+        Half* memory = reinterpret_cast<Half*>(scratch(bytes));
         if (!memory) {
             enough = false;
             return;
         }
-        Half* packed_keys = reinterpret_cast<Half*>(memory);
-        Half* packed_values = packed_keys + padded * width;
-        float* scores = reinterpret_cast<float*>(packed_values + padded * BLOCK * blocks);
-        Half* weights = reinterpret_cast<Half*>(scores + TILE * padded);
-        pack_keys(key.at(row, head), key.row_stride, keys, padded, width, packed_keys);
-        pack_values(value.at(row, head), value.row_stride, keys, padded, width, packed_values);
-        for (long tile = tiles * part / parts; tile < tiles * (part + 1) / parts; tile++) {
-            const long begin = tile * TILE, count = smaller(queries - begin, TILE);
-            const long seen = causal ? keys - queries + begin + count : keys;  // by the last query of the tile
-            const long end = divide_up(seen, LANES) * LANES;
-            for (long block = 0; block * BLOCK < seen; block++)
-                SCORE[count](query.at(row, head) + begin * query.row_stride, query.row_stride, width / 2, packed_keys + block * BLOCK * width,
-                             scores + block * BLOCK, padded);
-            float factors[TILE];
-            for (long i = 0; i < count; i++)
-                factors[i] = weigh(scores + i * padded, causal ? seen - count + i + 1 : keys, end, scale, weights + i * padded);
-            for (long block = 0; block < blocks; block++) {
-                const long left = smaller(width - block * BLOCK, BLOCK);
-                MIX[count][divide_up(left, LANES)](weights, padded, end / 2, packed_values + block * BLOCK * padded, factors,
-                                                   result + ((row * queries + begin) * heads + head) * width + block * BLOCK, heads * width, left);
-            }
+        Half *own_keys = packed ? memory : nullptr, *own_values = packed ? memory + packed_keys : nullptr;
+        float* scores = reinterpret_cast<float*>(memory + packed_keys + packed_values);
+        if (packed) {
+            pack_keys(key.at(row, head), key.row_stride, keys, padded, width, own_keys);
+            pack_values(value.at(row, head), value.row_stride, keys, padded, width, own_values);
         }
-        std::free(memory);
+        for (long begin = tiles * part / parts * TILE; begin < smaller(queries, tiles * (part + 1) / parts * TILE); begin += TILE)
+            attention.answer(begin, smaller(queries - begin, TILE), query.at(row, head), query.row_stride, key.at(row, head), key.row_stride,
+                             value.at(row, head), value.row_stride, own_keys, own_values, scores, reinterpret_cast<Half*>(scores + TILE * padded),
+                             result + ((row * queries + begin) * heads + head) * width, heads * width);
     });
     return enough;
+}
+
+// ---- Between the products
+
+// Root-mean-square norm of rows [rows][width], rounded, times the weight, rounded again: as language.RmsNorm says it.
+AVX512 void normalize_row(const Half* x, long width, const Half* weight, float eps, Half* result) {
+    __m512 squares = _mm512_setzero_ps();
+    for (long i = 0; i < width; i += LANES) {
+        const __m512 numbers = widen(_mm256_maskz_loadu_epi16(first(smaller(width - i, LANES)), x + i));
+        squares = _mm512_fmadd_ps(numbers, numbers, squares);
+    }
+    const __m512 factor = _mm512_set1_ps(1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(squares) / width + eps));
+    for (long i = 0; i < width; i += LANES) {
+        const __mmask16 inside = first(smaller(width - i, LANES));
+        const __m512 numbers = widen(narrow(_mm512_mul_ps(widen(_mm256_maskz_loadu_epi16(inside, x + i)), factor)));
+        _mm256_mask_storeu_epi16(result + i, inside, narrow(_mm512_mul_ps(numbers, widen(_mm256_maskz_loadu_epi16(inside, weight + i)))));
+    }
+}
+
+void normalize(long threads, long rows, long width, const Half* x, const Half* weight, float eps, Half* result) {
+    share(rows < 4 * threads ? 1 : threads, rows, [=](long row) { normalize_row(x + row * width, width, weight, eps, result + row * width); });
+}
+
+// [rows][gate: width, up: width] -> SiLU of the gate, rounded, times up: [rows][width]
+AVX512 void gate_row(const Half* x, long width, Half* result) {
+    const __m512 minus_log2e = _mm512_set1_ps(-1.44269504f), one = _mm512_set1_ps(1.0f);
+    for (long i = 0; i < width; i += LANES) {
+        const __mmask16 inside = first(smaller(width - i, LANES));
+        const __m512 gate = widen(_mm256_maskz_loadu_epi16(inside, x + i)), up = widen(_mm256_maskz_loadu_epi16(inside, x + width + i));
+        const __m512 silu = widen(narrow(_mm512_div_ps(gate, _mm512_add_ps(one, power_of_two(_mm512_mul_ps(gate, minus_log2e))))));
+        _mm256_mask_storeu_epi16(result + i, inside, narrow(_mm512_mul_ps(silu, up)));
+    }
+}
+
+void gate(long threads, long rows, long width, const Half* x, Half* result) {
+    share(rows < 4 * threads ? 1 : threads, rows, [=](long row) { gate_row(x + row * 2 * width, width, result + row * width); });
 }
 
 // ---- Python
@@ -283,6 +431,25 @@ PyObject* call_multiply(PyObject*, PyObject* arguments) {
     if (!PyArg_ParseTuple(arguments, "nnnnnnnn", &threads, &rows, &inputs, &outputs, &x, &weights, &bias, &result)) return nullptr;
     Py_BEGIN_ALLOW_THREADS
     multiply(threads, rows, inputs, outputs, (const Half*)x, (const Half*)weights, (const Half*)bias, (Half*)result);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyObject* call_normalize(PyObject*, PyObject* arguments) {
+    Py_ssize_t threads, rows, width, x, weight, result;
+    float eps;
+    if (!PyArg_ParseTuple(arguments, "nnnnnfn", &threads, &rows, &width, &x, &weight, &eps, &result)) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    normalize(threads, rows, width, (const Half*)x, (const Half*)weight, eps, (Half*)result);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyObject* call_gate(PyObject*, PyObject* arguments) {
+    Py_ssize_t threads, rows, width, x, result;
+    if (!PyArg_ParseTuple(arguments, "nnnnn", &threads, &rows, &width, &x, &result)) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    gate(threads, rows, width, (const Half*)x, (Half*)result);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -310,6 +477,8 @@ PyMethodDef METHODS[] = {
     {"multiply", call_multiply, METH_VARARGS, "threads, rows, inputs, outputs, addresses of: rows, weights, bias or 0, result"},
     {"attend", call_attend, METH_VARARGS,
      "threads, batch, heads, queries, keys, width, (address, strides of batch, head, row) of queries, keys and values, causal, scale, result"},
+    {"normalize", call_normalize, METH_VARARGS, "threads, rows, width, addresses of: rows, weight; eps, address of the result"},
+    {"gate", call_gate, METH_VARARGS, "threads, rows, width, addresses of: rows of twice the width, result"},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

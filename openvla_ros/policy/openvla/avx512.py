@@ -126,3 +126,27 @@ def run_attend(found: ModuleType, query: Tensor, key: Tensor, value: Tensor, cau
                  *((tensor.data_ptr(), *tensor.stride()[:3]) for tensor in (query, key, value)),
                  causal, math.log2(math.e) / math.sqrt(width), result.data_ptr())
     return result.transpose(1, 2)
+
+
+def normalize(tokens: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`language.RmsNorm` of [..., W] by a weight [W], all in bfloat16."""
+    found, tokens = find_kernels(), tokens.contiguous()
+    assert not isinstance(found, str), found
+    result, width = torch.empty_like(tokens), tokens.shape[-1]
+    found.normalize(torch.get_num_threads(), tokens.numel() // width, width, tokens.data_ptr(), weight.data_ptr(), eps, result.data_ptr())
+    return result
+
+
+def gate(gate_and_up: Tensor) -> Tensor:
+    """[..., 2 W] bfloat16, gates and behind them what they are for -> SiLU of the gates, rounded, times the others: [..., W]"""
+    found, tokens = find_kernels(), gate_and_up.contiguous()
+    assert not isinstance(found, str), found
+    width = tokens.shape[-1] // 2
+    result = tokens.new_empty((*tokens.shape[:-1], width))
+    found.gate(torch.get_num_threads(), tokens.numel() // (2 * width), width, tokens.data_ptr(), result.data_ptr())
+    return result
+
+
+def can_compute(tokens: Tensor) -> bool:
+    """Whether `normalize` and `gate` take these. They have no gradient."""
+    return (tokens.dtype == torch.bfloat16 and tokens.device.type == "cpu" and most_rows() > 0 and not torch.is_grad_enabled())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openvla_ros.policy.openvla import avx512
 from openvla_ros.policy.openvla.attention import Attend, attend_seen
 from openvla_ros.policy.openvla.linear import join_linear
 
@@ -119,6 +120,8 @@ class RmsNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[..., W] -> [..., W]"""
+        if avx512.can_compute(tokens):
+            return avx512.normalize(tokens, self.weight, self.eps)
         wide = tokens.float()
         wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         return self.weight * wide.to(tokens.dtype)
@@ -181,7 +184,10 @@ class GatedMlp(nn.Module):
         if self.gate_up_proj is None:
             gate, up = self.gate_proj(tokens), self.up_proj(tokens)
         else:
-            gate, up = self.gate_up_proj(tokens).chunk(2, dim=-1)
+            both = self.gate_up_proj(tokens)
+            if avx512.can_compute(both):
+                return self.down_proj(avx512.gate(both))  # type: ignore[no-any-return]
+            gate, up = both.chunk(2, dim=-1)
         return self.down_proj(functional.silu(gate) * up)  # type: ignore[no-any-return]
 
 
