@@ -42,7 +42,7 @@ def test_it_equals_the_golden_files(shared: Path, name: str, dtype: str, toleran
 @pytest.mark.parametrize("packed", [False, True])
 def test_it_runs_on_the_tensors_of_the_policy(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not packed:  # as on a GPU, and on a CPU that gains nothing from it
-        monkeypatch.setattr(checkpoint, "fastest_linear", lambda layer: layer)
+        monkeypatch.setattr(checkpoint, "fastest_linear", lambda layer, room: layer)
     policy, source = random_policy("tiny", torch.device("cpu"), torch.float32)
     baseline = Baseline(policy, source)
     answer, ours = (one.predict(Observation(self_test_frames()[0], INSTRUCTION, 0)) for one in (baseline, policy))

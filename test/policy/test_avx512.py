@@ -49,11 +49,19 @@ def test_they_are_there_where_they_can_be() -> None:
 
 
 def test_a_weight_in_blocks_is_the_weight_in_another_order() -> None:
-    weight = torch.arange(128 * 6, dtype=torch.float32).view(128, 6)
-    blocks = avx512.block_weight(weight)
+    weight = torch.arange(-384, 384).view(128, 6).to(torch.bfloat16)
+    blocks = avx512.block_weight(weight, avx512.Room())
     assert blocks.shape == (2, 3, 64, 2) and blocks.is_contiguous()
     assert all(blocks[output // 64, feature // 2, output % 64, feature % 2] == weight[output, feature]
                for output in (0, 1, 63, 64, 127) for feature in range(6))
+
+
+def test_weights_lie_side_by_side_in_large_pages() -> None:
+    room = avx512.Room(slab_bytes=1000)
+    first, second = room.take(100), room.take(300)
+    assert first.data_ptr() % avx512.HUGE_PAGE == 0 and second.data_ptr() - first.data_ptr() == 256 and len(second) == 300
+    assert room.take(200).data_ptr() % avx512.HUGE_PAGE == 0, "the next slab"
+    assert len(room.take(5000)) == 5000, "larger than a slab"
 
 
 @needs_kernels
@@ -62,7 +70,7 @@ def test_a_weight_in_blocks_is_the_weight_in_another_order() -> None:
 @torch.inference_mode()
 def test_products_are_right(rows: int, inputs: int, outputs: int) -> None:
     weight, tokens, bias = draw(outputs, inputs), draw(rows, inputs, seed=1), draw(outputs, seed=2)
-    blocks = avx512.block_weight(weight)
+    blocks = avx512.block_weight(weight, avx512.Room())
     for added in (None, bias):
         result = avx512.multiply(tokens, blocks.data_ptr(), outputs, added)
         exact = tokens.double() @ weight.double().T + (0.0 if added is None else added.double())
@@ -78,7 +86,7 @@ def test_threads_change_nothing(threads: int) -> None:
     weight, tokens, query, keys = draw(192, 64), draw(29, 64, seed=1), draw(1, 3, 40, 32, seed=2), draw(1, 3, 50, 32, seed=3)
     layer, before = nn.Linear(64, 192, bias=False, dtype=torch.bfloat16), torch.get_num_threads()
     layer.weight.copy_(weight)
-    blocked = BlockedLinear(layer)
+    blocked = BlockedLinear(layer, avx512.Room())
     product, mixed = blocked(tokens), avx512.attend(query, keys, keys, True)
     torch.set_num_threads(threads)
     try:
@@ -90,7 +98,7 @@ def test_threads_change_nothing(threads: int) -> None:
 @needs_kernels
 @torch.inference_mode()
 def test_views_nan_and_infinity_go_through_a_layer_row_by_row() -> None:
-    layer = BlockedLinear(nn.Linear(64, 128, dtype=torch.bfloat16))
+    layer = BlockedLinear(nn.Linear(64, 128, dtype=torch.bfloat16), avx512.Room())
     tokens = draw(2, 20, 64)
     sound = layer(tokens)
     assert sound.shape == (2, 20, 128) and torch.equal(layer(tokens.transpose(0, 1))[7, 1], sound[1, 7])
@@ -105,7 +113,7 @@ def test_views_nan_and_infinity_go_through_a_layer_row_by_row() -> None:
 @needs_kernels
 @torch.inference_mode()
 def test_tokens_of_another_type_or_width_are_refused() -> None:
-    layer = BlockedLinear(nn.Linear(64, 128, dtype=torch.bfloat16))
+    layer = BlockedLinear(nn.Linear(64, 128, dtype=torch.bfloat16), avx512.Room())
     with pytest.raises(TypeError, match=r"weights are bfloat16, and the tokens .* torch.float32"):
         layer(torch.zeros(1, 64))
     with pytest.raises(ValueError, match="32 features, and this layer takes 64"):
@@ -177,11 +185,11 @@ def test_golden_ids_on_every_kind_of_computer(golden: Path, name: str, most_rows
 def test_layers_are_chosen_by_what_the_computer_can(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, odd = nn.Linear(96, 128, dtype=torch.bfloat16), nn.Linear(96, 100, dtype=torch.bfloat16)
     monkeypatch.setattr(avx512, "most_rows", lambda: 0)
-    assert type(fastest_linear(layer)) is (PackedLinear if can_pack(torch.bfloat16) else nn.Linear)
+    assert type(fastest_linear(layer, avx512.Room())) is (PackedLinear if can_pack(torch.bfloat16) else nn.Linear)
     assert filling(281, draw(1)) == 7
     monkeypatch.setattr(avx512, "most_rows", lambda: sys.maxsize)
-    assert type(fastest_linear(layer)) is BlockedLinear and type(fastest_linear(odd)) is not BlockedLinear
-    assert type(fastest_linear(nn.Linear(96, 128))) is not BlockedLinear
+    assert type(fastest_linear(layer, avx512.Room())) is BlockedLinear and type(fastest_linear(odd, avx512.Room())) is not BlockedLinear
+    assert type(fastest_linear(nn.Linear(96, 128), avx512.Room())) is not BlockedLinear
     assert filling(281, draw(1)) == 0
 
 
@@ -191,7 +199,7 @@ def test_few_rows_are_multiplied_by_onednns_memory(monkeypatch: pytest.MonkeyPat
     if not can_pack(torch.bfloat16):
         pytest.skip("this torch has no packed products")
     monkeypatch.setattr(avx512, "most_rows", lambda: avx512.FEW_ROWS)
-    packed = fastest_linear(nn.Linear(1536, 4608, dtype=torch.bfloat16))
+    packed = fastest_linear(nn.Linear(1536, 4608, dtype=torch.bfloat16), avx512.Room())
     assert isinstance(packed, PackedLinear)
     if not packed.blocks:
         pytest.skip("oneDNN packs in another way on this CPU")

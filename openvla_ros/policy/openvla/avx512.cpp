@@ -29,7 +29,7 @@ using Half = uint16_t;  // the bits of a bfloat16
 
 constexpr long LANES = 16, BLOCK = 64, REGISTERS = BLOCK / LANES;
 constexpr long TILE = 7;      // rows at a time: sums of 7 x 64 in 28 registers, and 4 for weights, are all that there are
-constexpr long AHEAD = 4096;  // bytes: weights are asked for so long before they are multiplied
+constexpr long NEAR = 1024, FAR = 4096;  // bytes: weights are asked for so long before they are multiplied, of several blocks and of one
 
 long smaller(long a, long b) { return a < b ? a : b; }
 long larger(long a, long b) { return a < b ? b : a; }
@@ -44,17 +44,19 @@ INLINE __m256i narrow(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbe
 
 // ---- Products
 
-// A block [pairs][64][2], of which the first 16 * Registers columns are read.
+// Blocks [pairs][64][2], one or several `apart` from each other, of which the first 16 * Registers columns are read. Several at a time are several
+// streams for the memory, which gives more than one; there are registers for that where rows are few.
 template <int Registers>
 struct Packed {
     const Half* block;
-    // One row is multiplied faster than weights arrive; then they need not push out of the caches what others keep there.
+    long apart;
     template <int Rows>
     INLINE void load(long pair, __m512bh (&weights)[Registers]) const {
-        const char* line = reinterpret_cast<const char*>(block + pair * 2 * BLOCK);
         for (int i = 0; i < Registers; i++) {
-            _mm_prefetch(line + AHEAD + 64 * i, Rows == 1 ? _MM_HINT_NTA : _MM_HINT_T0);
-            weights[i] = (__m512bh)_mm512_loadu_si512(line + 64 * i);
+            const char* line = reinterpret_cast<const char*>(block + i / REGISTERS * apart + (pair * BLOCK + i % REGISTERS * LANES) * 2);
+            if (Registers > REGISTERS) _mm_prefetch(line + NEAR, _MM_HINT_T1);
+            else _mm_prefetch(line + FAR, _MM_HINT_T0);
+            weights[i] = (__m512bh)_mm512_loadu_si512(line);
         }
     }
 };
@@ -102,12 +104,12 @@ INLINE void multiply_block(const Half* x, long stride, long pairs, const Weights
     }
 }
 
-// One tile of a linear layer. bias: of these 64 outputs, or null.
-template <int Rows>
-AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* block, const Half* bias, Half* result, long result_stride) {
-    __m512 sums[Rows][REGISTERS];
-    multiply_block(x, stride, pairs, Packed<REGISTERS>{block}, sums);
-    for (int i = 0; i < REGISTERS; i++) {
+// One tile of a linear layer: rows by neighbouring blocks. bias: of these outputs, or null.
+template <int Rows, int Registers>
+AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* blocks, const Half* bias, Half* result, long result_stride) {
+    __m512 sums[Rows][Registers];
+    multiply_block(x, stride, pairs, Packed<Registers>{blocks, pairs * 2 * BLOCK}, sums);
+    for (int i = 0; i < Registers; i++) {
         const __m512 added = bias ? widen(_mm256_loadu_si256((const __m256i*)(bias + LANES * i))) : _mm512_setzero_ps();
         for (int row = 0; row < Rows; row++)
             _mm256_storeu_si256((__m256i*)(result + row * result_stride + LANES * i), narrow(_mm512_add_ps(sums[row][i], added)));
@@ -118,7 +120,7 @@ AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* bl
 template <int Rows>
 AVX512 void score_tile(const Half* queries, long stride, long pairs, const Half* block, float* scores, long score_stride) {
     __m512 sums[Rows][REGISTERS];
-    multiply_block(queries, stride, pairs, Packed<REGISTERS>{block}, sums);
+    multiply_block(queries, stride, pairs, Packed<REGISTERS>{block, 0}, sums);
     for (int row = 0; row < Rows; row++)
         for (int i = 0; i < REGISTERS; i++) _mm512_storeu_ps(scores + row * score_stride + LANES * i, sums[row][i]);
 }
@@ -138,7 +140,7 @@ INLINE void mix(const Half* weights, long stride, long pairs, const Values& valu
 template <int Rows, int Registers>
 AVX512 void mix_packed(const Half* weights, long stride, long pairs, const Half* block, const float* factors, Half* result, long result_stride,
                        long width) {
-    mix<Rows, Registers>(weights, stride, pairs, Packed<Registers>{block}, factors, result, result_stride, width);
+    mix<Rows, Registers>(weights, stride, pairs, Packed<Registers>{block, 0}, factors, result, result_stride, width);
 }
 
 template <int Rows>
@@ -149,7 +151,12 @@ AVX512 void mix_rowwise(const Half* weights, long stride, long count, const Half
 
 #define BY_ROWS(function) {nullptr, function<1>, function<2>, function<3>, function<4>, function<5>, function<6>, function<7>}
 #define BY_REGISTERS(rows) {nullptr, mix_packed<rows, 1>, mix_packed<rows, 2>, mix_packed<rows, 3>, mix_packed<rows, 4>}
-constexpr decltype(&multiply_tile<1>) MULTIPLY[TILE + 1] = BY_ROWS(multiply_tile);
+constexpr decltype(&multiply_tile<1, 4>) MULTIPLY[TILE + 1][5] = {  // by rows and blocks
+    {},
+    {nullptr, multiply_tile<1, 4>, multiply_tile<1, 8>, nullptr, multiply_tile<1, 16>},
+    {nullptr, multiply_tile<2, 4>, multiply_tile<2, 8>},
+    {nullptr, multiply_tile<3, 4>, multiply_tile<3, 8>},
+    {nullptr, multiply_tile<4, 4>}, {nullptr, multiply_tile<5, 4>}, {nullptr, multiply_tile<6, 4>}, {nullptr, multiply_tile<7, 4>}};
 constexpr decltype(&score_tile<1>) SCORE[TILE + 1] = BY_ROWS(score_tile);
 constexpr decltype(&mix_rowwise<1>) MIX_ROWWISE[TILE + 1] = BY_ROWS(mix_rowwise);
 constexpr decltype(&mix_packed<1, 1>) MIX_PACKED[TILE + 1][REGISTERS + 1] = {
@@ -182,18 +189,28 @@ char* scratch(size_t bytes) {
     return room.data;
 }
 
-// x [rows][inputs] -> result [rows][outputs]. Neighbouring blocks go to the same thread, so that each reads a long way without a jump; many rows
-// are cut, too, where there are fewer blocks than work for all threads.
+// x [rows][inputs] -> result [rows][outputs]
 void multiply(long threads, long rows, long inputs, long outputs, const Half* x, const Half* weights, const Half* bias, Half* result) {
-    const long blocks = outputs / BLOCK, tiles = divide_up(rows, TILE), parts = parts_of(blocks, threads, tiles);
-    const long runs = smaller(blocks, tiles > 1 ? blocks : 2 * threads);
-    share(threads, runs * parts, [=](long item) {
-        const long run = item / parts, part = item % parts;
-        for (long block = blocks * run / runs; block < blocks * (run + 1) / runs; block++)
-            for (long row = tiles * part / parts * TILE; row < smaller(rows, tiles * (part + 1) / parts * TILE); row += TILE)
-                MULTIPLY[smaller(rows - row, TILE)](x + row * inputs, inputs, inputs / 2, weights + block * BLOCK * inputs,
-                                                    bias ? bias + block * BLOCK : nullptr, result + row * outputs + block * BLOCK, outputs);
-    });
+    const long blocks = outputs / BLOCK, tiles = divide_up(rows, TILE);
+    const auto tile = [=](long row, long block, long together) {
+        MULTIPLY[smaller(rows - row, TILE)][together](x + row * inputs, inputs, inputs / 2, weights + block * BLOCK * inputs,
+                                                      bias ? bias + block * BLOCK : nullptr, result + row * outputs + block * BLOCK, outputs);
+    };
+    if (tiles > 1) {  // a block stays in the cache for all tiles; those are cut, too, where there are fewer blocks than work for all threads
+        const long parts = parts_of(blocks, threads, tiles);
+        share(threads, blocks * parts, [=](long item) {
+            for (long i = tiles * (item % parts) / parts; i < tiles * (item % parts + 1) / parts; i++) tile(i * TILE, item / parts, 1);
+        });
+    } else {  // neighbouring blocks to the same thread, so that each reads a long way without a jump
+        const long runs = smaller(blocks, 2 * threads), most = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+        share(threads, runs, [=](long run) {
+            const long end = blocks * (run + 1) / runs;
+            for (long block = blocks * run / runs, together; block < end; block += together) {
+                for (together = most; together > end - block; together /= 2) {}
+                tile(0, block, together);
+            }
+        });
+    }
 }
 
 // ---- Attention
@@ -414,6 +431,36 @@ void gate(long threads, long rows, long width, const Half* x, Half* result) {
     share(rows < 4 * threads ? 1 : threads, rows, [=](long row) { gate_row(x + row * 2 * width, width, result + row * width); });
 }
 
+// Rotary position embedding of one head, as language.rotate says it, roundings included. width: a multiple of 32. Without tables: a copy.
+AVX512 void turn_row(const Half* x, long width, const Half* cosine, const Half* sine, Half* result) {
+    for (long i = 0; i < width; i += LANES) {
+        __m256i numbers = _mm256_loadu_si256((const __m256i*)(x + i));
+        if (cosine) {
+            const __m512 others = widen(_mm256_loadu_si256((const __m256i*)(x + (i < width / 2 ? i + width / 2 : i - width / 2))));
+            const __m512 straight = widen(narrow(_mm512_mul_ps(widen(numbers), widen(_mm256_loadu_si256((const __m256i*)(cosine + i))))));
+            const __m512 across = widen(narrow(_mm512_mul_ps(others, widen(_mm256_loadu_si256((const __m256i*)(sine + i))))));
+            numbers = narrow(_mm512_add_ps(straight, across));
+        }
+        _mm256_storeu_si256((__m256i*)(result + i), numbers);
+    }
+}
+
+// x [batch][tokens][own + 2 common][width]: turned queries -> [batch][tokens][own][width], turned keys and values -> their places in a cache.
+void store(long threads, long batch, long tokens, long own, long common, long width, const Half* x, const Half* cosine, const Half* sine,
+           Half* queries, Half* keys, Half* values, long batch_stride, long head_stride) {
+    const long count = batch * tokens;
+    share(count < 4 * threads ? 1 : threads, count, [=](long item) {
+        const long row = item / tokens, token = item % tokens;
+        const Half *line = x + item * (own + 2 * common) * width, *c = cosine + token * width, *s = sine + token * width;
+        for (long head = 0; head < own; head++) turn_row(line + head * width, width, c, s, queries + (item * own + head) * width);
+        for (long head = 0; head < common; head++) {
+            const long place = row * batch_stride + head * head_stride + token * width;
+            turn_row(line + (own + head) * width, width, c, s, keys + place);
+            turn_row(line + (own + common + head) * width, width, nullptr, nullptr, values + place);
+        }
+    });
+}
+
 // ---- Python
 
 bool has_avx512_bf16() {
@@ -454,6 +501,18 @@ PyObject* call_gate(PyObject*, PyObject* arguments) {
     Py_RETURN_NONE;
 }
 
+PyObject* call_store(PyObject*, PyObject* arguments) {
+    Py_ssize_t threads, batch, tokens, own, common, width, x, cosine, sine, queries, keys, values, batch_stride, head_stride;
+    if (!PyArg_ParseTuple(arguments, "nnnnnnnnnnnnnn", &threads, &batch, &tokens, &own, &common, &width, &x, &cosine, &sine, &queries, &keys, &values,
+                          &batch_stride, &head_stride))
+        return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    store(threads, batch, tokens, own, common, width, (const Half*)x, (const Half*)cosine, (const Half*)sine, (Half*)queries, (Half*)keys,
+          (Half*)values, batch_stride, head_stride);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 PyObject* call_attend(PyObject*, PyObject* arguments) {
     Py_ssize_t threads, batch, heads, queries, keys, width, pointers[4];
     Heads query, key, value;
@@ -478,6 +537,9 @@ PyMethodDef METHODS[] = {
     {"attend", call_attend, METH_VARARGS,
      "threads, batch, heads, queries, keys, width, (address, strides of batch, head, row) of queries, keys and values, causal, scale, result"},
     {"normalize", call_normalize, METH_VARARGS, "threads, rows, width, addresses of: rows, weight; eps, address of the result"},
+    {"store", call_store, METH_VARARGS,
+     "threads, batch, tokens, heads of queries, of keys, width, addresses of: heads, cosines, sines, queries, keys and values at the first "
+     "place, strides of batch and head in the cache"},
     {"gate", call_gate, METH_VARARGS, "threads, rows, width, addresses of: rows of twice the width, result"},
     {nullptr, nullptr, 0, nullptr}};
 

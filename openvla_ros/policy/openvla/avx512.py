@@ -19,6 +19,9 @@ from torch.nn import functional
 BLOCK = 64
 """Outputs that lie side by side in the memory of a weight."""
 
+HUGE_PAGE, CACHE_LINE = 2**21, 64
+"""Bytes."""
+
 FEW_ROWS = 7
 """Rows that are multiplied at a time, and by one reading of the weights."""
 
@@ -47,7 +50,7 @@ def is_right(found: ModuleType) -> bool:
 
     with torch.inference_mode():
         weight, bias, tokens = draw(128, 96), draw(128), draw(9, 96)
-        blocks = block_weight(weight)  # under a name: an address keeps nothing in memory
+        blocks = block_weight(weight, Room())  # under a name: an address keeps nothing in memory
         product = run_multiply(found, tokens, blocks.data_ptr(), 128, bias)
         query, key, value = draw(1, 2, 3, 72), draw(1, 2, 21, 72), draw(1, 2, 21, 72)
         expected = functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
@@ -73,10 +76,33 @@ def describe() -> str:
     return "used for all products in bfloat16" if most_rows() > FEW_ROWS else f"used for up to {FEW_ROWS} rows; torch's AMX for more"
 
 
-def block_weight(weight: Tensor) -> Tensor:
-    """[outputs, inputs] -> [outputs / 64, inputs / 2, 64, 2], a copy."""
+class Room:
+    """Memory for the weights of one policy, side by side in pages of 2 MB from their first byte on.
+
+    A weight by itself begins and ends somewhere within such pages, and what is in smaller ones is read a fifth more slowly. Memory that
+    nobody has written to yet counts for nothing.
+    """
+
+    def __init__(self, slab_bytes: int = 2**28) -> None:
+        self.slab_bytes = slab_bytes
+        self.rest = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, count: int) -> Tensor:
+        """[count] bfloat16 of any content."""
+        size = -(-count * torch.bfloat16.itemsize // CACHE_LINE) * CACHE_LINE
+        if size > len(self.rest):
+            length = max(self.slab_bytes, size)
+            slab = torch.empty(length + HUGE_PAGE, dtype=torch.uint8)
+            self.rest = slab[-slab.data_ptr() % HUGE_PAGE:][:length]
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        return taken.view(torch.bfloat16)[:count]
+
+
+def block_weight(weight: Tensor, room: Room) -> Tensor:
+    """[outputs, inputs] bfloat16 -> [outputs / 64, inputs / 2, 64, 2], a copy in that room."""
     outputs, inputs = weight.shape
-    return weight.view(outputs // BLOCK, BLOCK, inputs // 2, 2).transpose(1, 2).contiguous()
+    blocks = room.take(weight.numel()).view(outputs // BLOCK, inputs // 2, BLOCK, 2)
+    return blocks.copy_(weight.view(outputs // BLOCK, BLOCK, inputs // 2, 2).transpose(1, 2))
 
 
 def fits(layer: nn.Linear) -> bool:
@@ -135,6 +161,22 @@ def normalize(tokens: Tensor, weight: Tensor, eps: float) -> Tensor:
     result, width = torch.empty_like(tokens), tokens.shape[-1]
     found.normalize(torch.get_num_threads(), tokens.numel() // width, width, tokens.data_ptr(), weight.data_ptr(), eps, result.data_ptr())
     return result
+
+
+def store(projected: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Rotary embedding and cache in one. projected: [B, T, query heads + 2 key heads, d], d a multiple of 32; cosine, sine: [T, d].
+
+    Turned keys, and values, go to their T places [B, key heads, T, d] in the memory of a cache; turned queries are returned, [B, query heads,
+    T, d].
+    """
+    found, projected = find_kernels(), projected.contiguous()
+    assert not isinstance(found, str), found
+    (batch, tokens, heads, width), common = projected.shape, keys.shape[1]
+    own = heads - 2 * common
+    queries = projected.new_empty((batch, tokens, own, width))
+    found.store(torch.get_num_threads(), batch, tokens, own, common, width, projected.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
+                queries.data_ptr(), keys.data_ptr(), values.data_ptr(), *keys.stride()[:2])
+    return queries.transpose(1, 2)
 
 
 def gate(gate_and_up: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openvla_ros.errors import CheckpointError, NotEnoughMemory
 from openvla_ros.policy.catalogue import ACCEPTED_CHECKPOINTS, DEFAULT, default_checkpoint
+from openvla_ros.policy.openvla.avx512 import Room
 from openvla_ros.policy.openvla.configuration import Shapes, unused_shapes
 from openvla_ros.policy.openvla.language import GatedMlp, KeyValueCache, SelfAttention
 from openvla_ros.policy.openvla.linear import Int8Linear, fastest_linear
@@ -200,7 +201,7 @@ def load_weights(model: OpenvlaModel, source: TensorSource, device: torch.device
     result. report: called with (tensors done, tensors in all). Call `check_fit` before.
     """
     names = sorted(model.state_dict(), key=lambda name: (not is_quantized(name), part_of(name)))
-    done = 0
+    done, room = 0, Room()
     for part, members in groupby(names, key=part_of):
         for name in members:
             tensor = source.read(name)
@@ -213,7 +214,7 @@ def load_weights(model: OpenvlaModel, source: TensorSource, device: torch.device
                 setattr(model.get_submodule(parent), leaf, nn.Parameter(own, requires_grad=False))
             done += 1
             report(done, len(names))
-        lay_out(model, part, quantization)
+        lay_out(model, part, quantization, room)
     model.eval()
 
 
@@ -223,7 +224,7 @@ def part_of(name: str) -> str:
     return match[1] if match else ""
 
 
-def lay_out(model: OpenvlaModel, part: str, quantization: str) -> None:
+def lay_out(model: OpenvlaModel, part: str, quantization: str, room: Room) -> None:
     """Join the matrices of a part that read the same input, and replace its linear layers by what runs fastest here, or in few bits."""
     if not part:
         return
@@ -235,7 +236,7 @@ def lay_out(model: OpenvlaModel, part: str, quantization: str) -> None:
         if quantization == "w8a8" and is_quantized(f"{name}.weight"):
             replace_module(model, name, Int8Linear(layer))
         elif on_cpu:
-            replace_module(model, name, fastest_linear(layer))
+            replace_module(model, name, fastest_linear(layer, room))
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

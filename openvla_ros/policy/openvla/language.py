@@ -90,14 +90,25 @@ class KeyValueCache:
         return Places(positions, end, self.cosine[positions][:, None], self.sine[positions][:, None],
                       reach <= positions[:, None, :, None])
 
-    def write(self, layer: int, places: Places, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, heads, T, d] at `places`; return views of everything before their end."""
-        for memory, new in ((self.keys[layer], key), (self.values[layer], value)):
-            if isinstance(places.slots, slice):
-                memory[:, :, places.slots] = new
-            else:
-                memory.scatter_(2, places.slots[:, None, :, None].expand_as(new), new)
-        return self.keys[layer][:, :, :places.end], self.values[layer][:, :, :places.end]
+    def take(self, layer: int, places: Places, heads: Tensor, own: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keep keys and values of some tokens at `places`, and turn keys and queries by their positions.
+
+        heads: [B, T, query heads + 2 key heads, d], of which `own` are queries'. Returns the queries, [B, heads, T, d], and views of all keys and
+        values before the end of the places.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        if isinstance(places.slots, slice) and heads.shape[3] % 32 == 0 and avx512.can_compute(heads):
+            query = avx512.store(heads, places.cosine, places.sine, keys[:, :, places.slots], values[:, :, places.slots])
+        else:
+            heads, shared = heads.transpose(1, 2), keys.shape[1]
+            turned = rotate(heads[:, :own + shared], places.cosine, places.sine)
+            query = turned[:, :own]
+            for memory, new in ((keys, turned[:, own:]), (values, heads[:, own + shared:])):
+                if isinstance(places.slots, slice):
+                    memory[:, :, places.slots] = new
+                else:
+                    memory.scatter_(2, places.slots[:, None, :, None].expand_as(new), new)
+        return query, keys[:, :, :places.end], values[:, :, :places.end]
 
     def clear(self) -> None:
         """Forget what is in it. Only needed after NaN: a place that is not seen counts with weight 0, and 0 times NaN is NaN."""
@@ -145,19 +156,17 @@ class SelfAttention(nn.Module):
         del self.q_proj, self.k_proj, self.v_proj
 
     def project(self, tokens: Tensor) -> Tensor:
-        """[B, T, W] -> the heads of query, key and value, one behind the other: [B, heads, T, d]"""
+        """[B, T, W] -> the heads of query, key and value, one behind the other: [B, T, heads, d]"""
         if self.qkv_proj is None:
             projected = torch.cat([self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)], dim=-1)
         else:
             projected = self.qkv_proj(tokens)
-        return projected.view(*tokens.shape[:2], -1, self.shape.head_dim).transpose(1, 2)
+        return projected.view(*tokens.shape[:2], -1, self.shape.head_dim)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """[B, T, W] at `places` -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]."""
-        own, shared, heads = self.shape.num_attention_heads, self.shape.num_key_value_heads, self.project(tokens)
-        turned = rotate(heads[:, :own + shared], places.cosine, places.sine)
-        query = turned[:, :own]
-        keys, values = cache.write(self.layer, places, turned[:, own:], heads[:, own + shared:])
+        own, shared = self.shape.num_attention_heads, self.shape.num_key_value_heads
+        query, keys, values = cache.take(self.layer, places, self.project(tokens), own)
         if own > shared:  # grouped queries: several query heads share one key head
             keys, values = keys.repeat_interleave(own // shared, dim=1), values.repeat_interleave(own // shared, dim=1)
         mixed = self.attend(query, keys, values, True) if places.seen is None else attend_seen(query, keys, values, places.seen)

@@ -41,19 +41,19 @@ def join_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
     return joined
 
 
-def fastest_linear(layer: nn.Linear) -> nn.Module:
-    """A layer on the CPU as it runs fastest here; the layer itself where nothing is faster."""
+def fastest_linear(layer: nn.Linear, room: avx512.Room) -> nn.Module:
+    """A layer on the CPU as it runs fastest here; the layer itself where nothing is faster. room: where its weight may lie."""
     if avx512.most_rows() > avx512.FEW_ROWS and avx512.fits(layer):
-        return BlockedLinear(layer)
+        return BlockedLinear(layer, room)
     return PackedLinear(layer) if can_pack(layer.weight.dtype) else layer
 
 
 class BlockedLinear(nn.Module):
     """A bfloat16 linear layer on the CPU, multiplied by our own kernels. Ask `avx512.most_rows` and `avx512.fits` before."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, room: avx512.Room) -> None:
         super().__init__()
-        self.blocks = avx512.block_weight(layer.weight.detach())
+        self.blocks = avx512.block_weight(layer.weight.detach(), room)
         self.bias = None if layer.bias is None else layer.bias.detach()
         self.inputs, self.outputs = layer.in_features, layer.out_features
 
