@@ -104,15 +104,21 @@ INLINE void multiply_block(const Half* x, long stride, long pairs, const Weights
     }
 }
 
-// One tile of a linear layer: rows by neighbouring blocks. bias: of these outputs, or null.
+// One tile of a linear layer: rows by neighbouring blocks. bias: of these outputs, or null. residual: what the rounded outputs are added to, laid out
+// as the result and maybe the same memory; or null.
 template <int Rows, int Registers>
-AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* blocks, const Half* bias, Half* result, long result_stride) {
+AVX512 void multiply_tile(const Half* x, long stride, long pairs, const Half* blocks, const Half* bias, const Half* residual, Half* result,
+                          long result_stride) {
     __m512 sums[Rows][Registers];
     multiply_block(x, stride, pairs, Packed<Registers>{blocks, pairs * 2 * BLOCK}, sums);
     for (int i = 0; i < Registers; i++) {
         const __m512 added = bias ? widen(_mm256_loadu_si256((const __m256i*)(bias + LANES * i))) : _mm512_setzero_ps();
-        for (int row = 0; row < Rows; row++)
-            _mm256_storeu_si256((__m256i*)(result + row * result_stride + LANES * i), narrow(_mm512_add_ps(sums[row][i], added)));
+        for (int row = 0; row < Rows; row++) {
+            const long place = row * result_stride + LANES * i;
+            __m256i output = narrow(_mm512_add_ps(sums[row][i], added));
+            if (residual) output = narrow(_mm512_add_ps(widen(output), widen(_mm256_loadu_si256((const __m256i*)(residual + place)))));
+            _mm256_storeu_si256((__m256i*)(result + place), output);
+        }
     }
 }
 
@@ -173,7 +179,9 @@ void share(long threads, long count, const Work& work) {
 // In how many parts each of `items` is cut, so that all threads have some; not in more than `most`.
 long parts_of(long items, long threads, long most) { return larger(1, smaller(divide_up(4 * threads, items), most)); }
 
-// Memory of this thread, kept for the next time; its content is anything. Null where there is none.
+// Memory of this thread for one purpose, kept for the next time; its content is anything. Null where there is none.
+enum Purpose { OF_A_HEAD, OF_A_LAYER };
+template <Purpose>
 char* scratch(size_t bytes) {
     struct Room {
         char* data = nullptr;
@@ -189,12 +197,15 @@ char* scratch(size_t bytes) {
     return room.data;
 }
 
-// x [rows][inputs] -> result [rows][outputs]
-void multiply(long threads, long rows, long inputs, long outputs, const Half* x, const Half* weights, const Half* bias, Half* result) {
+// x [rows][inputs] -> result [rows][outputs]. bias, residual: as of a tile.
+void multiply(long threads, long rows, long inputs, long outputs, const Half* x, const Half* weights, const Half* bias, const Half* residual,
+              Half* result) {
     const long blocks = outputs / BLOCK, tiles = divide_up(rows, TILE);
     const auto tile = [=](long row, long block, long together) {
         MULTIPLY[smaller(rows - row, TILE)][together](x + row * inputs, inputs, inputs / 2, weights + block * BLOCK * inputs,
-                                                      bias ? bias + block * BLOCK : nullptr, result + row * outputs + block * BLOCK, outputs);
+                                                      bias ? bias + block * BLOCK : nullptr,
+                                                      residual ? residual + row * outputs + block * BLOCK : nullptr,
+                                                      result + row * outputs + block * BLOCK, outputs);
     };
     if (tiles > 1) {  // a block stays in the cache for all tiles; those are cut, too, where there are fewer blocks than work for all threads
         const long parts = parts_of(blocks, threads, tiles);
@@ -363,10 +374,10 @@ struct Attention {
     }
 };
 
-// Causal: the last query sees all keys, the one before it all but the last, and so on. result: [batch][queries][heads][width]
-// False: there was no memory for it.
-bool attend(long threads, long batch, long heads, long queries, long keys, long width, const Heads& query, const Heads& key, const Heads& value,
-            bool causal, float scale, Half* result) {
+// Causal: the last query sees all keys, the one before it all but the last, and so on. group: so many heads of queries share one of keys.
+// result: [batch][queries][heads][width]. False: there was no memory for it.
+bool attend(long threads, long batch, long heads, long group, long queries, long keys, long width, const Heads& query, const Heads& key,
+            const Heads& value, bool causal, float scale, Half* result) {
     const long padded = divide_up(keys, BLOCK) * BLOCK, tiles = divide_up(queries, TILE);
     const long parts = parts_of(batch * heads, threads, tiles / 4);  // each part packs the keys again
     const bool packed = tiles > 1;                                   // worth it where they are read more than once
@@ -376,20 +387,21 @@ bool attend(long threads, long batch, long heads, long queries, long keys, long 
     std::atomic<bool> enough{true};
     share(threads, batch * heads * parts, [&](long item) {
         const long row = item / parts / heads, head = item / parts % heads, part = item % parts;
-        Half* memory = reinterpret_cast<Half*>(scratch(bytes));
+        Half* memory = reinterpret_cast<Half*>(scratch<OF_A_HEAD>(bytes));
         if (!memory) {
             enough = false;
             return;
         }
+        const Half *key_rows = key.at(row, head / group), *value_rows = value.at(row, head / group);
         Half *own_keys = packed ? memory : nullptr, *own_values = packed ? memory + packed_keys : nullptr;
         float* scores = reinterpret_cast<float*>(memory + packed_keys + packed_values);
         if (packed) {
-            pack_keys(key.at(row, head), key.row_stride, keys, padded, width, own_keys);
-            pack_values(value.at(row, head), value.row_stride, keys, padded, width, own_values);
+            pack_keys(key_rows, key.row_stride, keys, padded, width, own_keys);
+            pack_values(value_rows, value.row_stride, keys, padded, width, own_values);
         }
         for (long begin = tiles * part / parts * TILE; begin < smaller(queries, tiles * (part + 1) / parts * TILE); begin += TILE)
-            attention.answer(begin, smaller(queries - begin, TILE), query.at(row, head), query.row_stride, key.at(row, head), key.row_stride,
-                             value.at(row, head), value.row_stride, own_keys, own_values, scores, reinterpret_cast<Half*>(scores + TILE * padded),
+            attention.answer(begin, smaller(queries - begin, TILE), query.at(row, head), query.row_stride, key_rows, key.row_stride,
+                             value_rows, value.row_stride, own_keys, own_values, scores, reinterpret_cast<Half*>(scores + TILE * padded),
                              result + ((row * queries + begin) * heads + head) * width, heads * width);
     });
     return enough;
@@ -461,6 +473,43 @@ void store(long threads, long batch, long tokens, long own, long common, long wi
     });
 }
 
+// ---- A layer of the decoder
+
+struct Decoder {
+    long hidden, own, common, width, inner;  // features; heads of queries and of keys, and their features; features within the feed-forward part
+    float eps, scale;                        // of the norms; of the scores, times log2(e)
+};
+
+struct Weights {
+    const Half *input_norm, *qkv, *o, *post_norm, *gate_up, *down;
+};
+
+// x [batch][tokens][hidden] -> result, as language.DecoderLayer says it. keys, values: the cache from its first place on; the tokens come to
+// `start` and behind, and each sees what is before it and itself. False: there was no memory for it.
+bool decode(long threads, long batch, long tokens, const Decoder& decoder, const Weights& weights, const Half* x, const Half* cosine, const Half* sine,
+            Half* keys, Half* values, long batch_stride, long head_stride, long start, Half* result) {
+    const auto [hidden, own, common, width, inner, eps, scale] = decoder;
+    const long rows = batch * tokens, heads = own + 2 * common;
+    const size_t bytes = rows * (hidden + heads * width + 2 * own * width + 3 * inner) * sizeof(Half);
+    Half* memory = reinterpret_cast<Half*>(scratch<OF_A_LAYER>(divide_up(bytes, 64) * 64));
+    if (!memory) return false;
+    Half *normed = memory, *projected = normed + rows * hidden, *queries = projected + rows * heads * width, *mixed = queries + rows * own * width,
+         *both = mixed + rows * own * width, *gated = both + rows * 2 * inner;
+    normalize(threads, rows, hidden, x, weights.input_norm, eps, normed);
+    multiply(threads, rows, hidden, heads * width, normed, weights.qkv, nullptr, nullptr, projected);
+    store(threads, batch, tokens, own, common, width, projected, cosine, sine, queries, keys + start * width, values + start * width, batch_stride,
+          head_stride);
+    if (!attend(threads, batch, own, own / common, tokens, start + tokens, width, {queries, tokens * own * width, width, own * width},
+                {keys, batch_stride, head_stride, width}, {values, batch_stride, head_stride, width}, true, scale, mixed))
+        return false;
+    multiply(threads, rows, own * width, hidden, mixed, weights.o, nullptr, x, result);
+    normalize(threads, rows, hidden, result, weights.post_norm, eps, normed);
+    multiply(threads, rows, hidden, 2 * inner, normed, weights.gate_up, nullptr, nullptr, both);
+    gate(threads, rows, inner, both, gated);
+    multiply(threads, rows, inner, hidden, gated, weights.down, nullptr, result, result);
+    return true;
+}
+
 // ---- Python
 
 bool has_avx512_bf16() {
@@ -477,39 +526,25 @@ PyObject* call_multiply(PyObject*, PyObject* arguments) {
     Py_ssize_t threads, rows, inputs, outputs, x, weights, bias, result;
     if (!PyArg_ParseTuple(arguments, "nnnnnnnn", &threads, &rows, &inputs, &outputs, &x, &weights, &bias, &result)) return nullptr;
     Py_BEGIN_ALLOW_THREADS
-    multiply(threads, rows, inputs, outputs, (const Half*)x, (const Half*)weights, (const Half*)bias, (Half*)result);
+    multiply(threads, rows, inputs, outputs, (const Half*)x, (const Half*)weights, (const Half*)bias, nullptr, (Half*)result);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-PyObject* call_normalize(PyObject*, PyObject* arguments) {
-    Py_ssize_t threads, rows, width, x, weight, result;
-    float eps;
-    if (!PyArg_ParseTuple(arguments, "nnnnnfn", &threads, &rows, &width, &x, &weight, &eps, &result)) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    normalize(threads, rows, width, (const Half*)x, (const Half*)weight, eps, (Half*)result);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-PyObject* call_gate(PyObject*, PyObject* arguments) {
-    Py_ssize_t threads, rows, width, x, result;
-    if (!PyArg_ParseTuple(arguments, "nnnnn", &threads, &rows, &width, &x, &result)) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    gate(threads, rows, width, (const Half*)x, (Half*)result);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-PyObject* call_store(PyObject*, PyObject* arguments) {
-    Py_ssize_t threads, batch, tokens, own, common, width, x, cosine, sine, queries, keys, values, batch_stride, head_stride;
-    if (!PyArg_ParseTuple(arguments, "nnnnnnnnnnnnnn", &threads, &batch, &tokens, &own, &common, &width, &x, &cosine, &sine, &queries, &keys, &values,
-                          &batch_stride, &head_stride))
+PyObject* call_decode(PyObject*, PyObject* arguments) {
+    Py_ssize_t threads, batch, tokens, hidden, own, common, width, inner, weights[6], x, cosine, sine, keys, values, batch_stride, head_stride, start, result;
+    float eps, scale;
+    if (!PyArg_ParseTuple(arguments, "nnn(nnnnnff)(nnnnnn)nnnnnnnnn", &threads, &batch, &tokens, &hidden, &own, &common, &width, &inner, &eps, &scale,
+                          &weights[0], &weights[1], &weights[2], &weights[3], &weights[4], &weights[5], &x, &cosine, &sine, &keys, &values,
+                          &batch_stride, &head_stride, &start, &result))
         return nullptr;
+    const auto at = [&](int i) { return (const Half*)weights[i]; };
+    bool enough;
     Py_BEGIN_ALLOW_THREADS
-    store(threads, batch, tokens, own, common, width, (const Half*)x, (const Half*)cosine, (const Half*)sine, (Half*)queries, (Half*)keys,
-          (Half*)values, batch_stride, head_stride);
+    enough = decode(threads, batch, tokens, {hidden, own, common, width, inner, eps, scale}, {at(0), at(1), at(2), at(3), at(4), at(5)}, (const Half*)x,
+                    (const Half*)cosine, (const Half*)sine, (Half*)keys, (Half*)values, batch_stride, head_stride, start, (Half*)result);
     Py_END_ALLOW_THREADS
+    if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -526,7 +561,7 @@ PyObject* call_attend(PyObject*, PyObject* arguments) {
     query.data = (const Half*)pointers[0], key.data = (const Half*)pointers[1], value.data = (const Half*)pointers[2];
     bool enough;
     Py_BEGIN_ALLOW_THREADS
-    enough = attend(threads, batch, heads, queries, keys, width, query, key, value, causal, scale, (Half*)pointers[3]);
+    enough = attend(threads, batch, heads, 1, queries, keys, width, query, key, value, causal, scale, (Half*)pointers[3]);
     Py_END_ALLOW_THREADS
     if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -536,11 +571,9 @@ PyMethodDef METHODS[] = {
     {"multiply", call_multiply, METH_VARARGS, "threads, rows, inputs, outputs, addresses of: rows, weights, bias or 0, result"},
     {"attend", call_attend, METH_VARARGS,
      "threads, batch, heads, queries, keys, width, (address, strides of batch, head, row) of queries, keys and values, causal, scale, result"},
-    {"normalize", call_normalize, METH_VARARGS, "threads, rows, width, addresses of: rows, weight; eps, address of the result"},
-    {"store", call_store, METH_VARARGS,
-     "threads, batch, tokens, heads of queries, of keys, width, addresses of: heads, cosines, sines, queries, keys and values at the first "
-     "place, strides of batch and head in the cache"},
-    {"gate", call_gate, METH_VARARGS, "threads, rows, width, addresses of: rows of twice the width, result"},
+    {"decode", call_decode, METH_VARARGS,
+     "threads, batch, tokens, (hidden, heads of queries, of keys, width, inner, eps, scale), (addresses of the weights), addresses of: tokens, "
+     "cosines, sines, keys and values from the first place on; strides of batch and head in the cache, first place, address of the result"},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

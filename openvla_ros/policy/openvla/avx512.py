@@ -11,6 +11,7 @@ import sys
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -154,41 +155,40 @@ def run_attend(found: ModuleType, query: Tensor, key: Tensor, value: Tensor, cau
     return result.transpose(1, 2)
 
 
-def normalize(tokens: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`language.RmsNorm` of [..., W] by a weight [W], all in bfloat16."""
+
+class Layer(NamedTuple):
+    """A layer of the decoder for `decode`: sizes, and weights as they lie in memory. Products are in blocks, and have no bias."""
+
+    hidden: int
+    query_heads: int
+    key_heads: int
+    head_width: int
+    inner: int
+    eps: float
+    input_norm: Tensor
+    qkv: Tensor
+    o: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def can_decode(tokens: Tensor, head_width: int) -> bool:
+    """Whether `decode` takes these, and is faster than torch for so many. It has no gradient."""
+    return (tokens.dtype == torch.bfloat16 and tokens.device.type == "cpu" and tokens.shape[0] * tokens.shape[1] <= most_rows()
+            and head_width % 32 == 0 and not torch.is_grad_enabled())
+
+
+def decode(layer: Layer, tokens: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    """All that `language.DecoderLayer` does, in one call: between the products nothing but the memory of the weights is waited for.
+
+    tokens: [B, T, W], which stand at the places from `start` on. cosine, sine: [T, d] of these. keys, values: [B, key heads, length, d], the memory of
+    a cache: written at the places of the tokens, read up to there.
+    """
     found, tokens = find_kernels(), tokens.contiguous()
     assert not isinstance(found, str), found
-    result, width = torch.empty_like(tokens), tokens.shape[-1]
-    found.normalize(torch.get_num_threads(), tokens.numel() // width, width, tokens.data_ptr(), weight.data_ptr(), eps, result.data_ptr())
+    result = torch.empty_like(tokens)
+    found.decode(torch.get_num_threads(), *tokens.shape[:2], (*layer[:6], math.log2(math.e) / math.sqrt(layer.head_width)),
+                 tuple(weight.data_ptr() for weight in layer[6:]), tokens.data_ptr(), cosine.data_ptr(), sine.data_ptr(), keys.data_ptr(),
+                 values.data_ptr(), *keys.stride()[:2], start, result.data_ptr())
     return result
-
-
-def store(projected: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Rotary embedding and cache in one. projected: [B, T, query heads + 2 key heads, d], d a multiple of 32; cosine, sine: [T, d].
-
-    Turned keys, and values, go to their T places [B, key heads, T, d] in the memory of a cache; turned queries are returned, [B, query heads,
-    T, d].
-    """
-    found, projected = find_kernels(), projected.contiguous()
-    assert not isinstance(found, str), found
-    (batch, tokens, heads, width), common = projected.shape, keys.shape[1]
-    own = heads - 2 * common
-    queries = projected.new_empty((batch, tokens, own, width))
-    found.store(torch.get_num_threads(), batch, tokens, own, common, width, projected.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
-                queries.data_ptr(), keys.data_ptr(), values.data_ptr(), *keys.stride()[:2])
-    return queries.transpose(1, 2)
-
-
-def gate(gate_and_up: Tensor) -> Tensor:
-    """[..., 2 W] bfloat16, gates and behind them what they are for -> SiLU of the gates, rounded, times the others: [..., W]"""
-    found, tokens = find_kernels(), gate_and_up.contiguous()
-    assert not isinstance(found, str), found
-    width = tokens.shape[-1] // 2
-    result = tokens.new_empty((*tokens.shape[:-1], width))
-    found.gate(torch.get_num_threads(), tokens.numel() // (2 * width), width, tokens.data_ptr(), result.data_ptr())
-    return result
-
-
-def can_compute(tokens: Tensor) -> bool:
-    """Whether `normalize` and `gate` take these. They have no gradient."""
-    return (tokens.dtype == torch.bfloat16 and tokens.device.type == "cpu" and most_rows() > 0 and not torch.is_grad_enabled())

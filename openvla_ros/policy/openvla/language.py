@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from openvla_ros.policy.openvla import avx512
 from openvla_ros.policy.openvla.attention import Attend, attend_seen
-from openvla_ros.policy.openvla.linear import join_linear
+from openvla_ros.policy.openvla.linear import BlockedLinear, join_linear
 
 
 @dataclass(frozen=True)
@@ -90,25 +90,14 @@ class KeyValueCache:
         return Places(positions, end, self.cosine[positions][:, None], self.sine[positions][:, None],
                       reach <= positions[:, None, :, None])
 
-    def take(self, layer: int, places: Places, heads: Tensor, own: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep keys and values of some tokens at `places`, and turn keys and queries by their positions.
-
-        heads: [B, T, query heads + 2 key heads, d], of which `own` are queries'. Returns the queries, [B, heads, T, d], and views of all keys and
-        values before the end of the places.
-        """
-        keys, values = self.keys[layer], self.values[layer]
-        if isinstance(places.slots, slice) and heads.shape[3] % 32 == 0 and avx512.can_compute(heads):
-            query = avx512.store(heads, places.cosine, places.sine, keys[:, :, places.slots], values[:, :, places.slots])
-        else:
-            heads, shared = heads.transpose(1, 2), keys.shape[1]
-            turned = rotate(heads[:, :own + shared], places.cosine, places.sine)
-            query = turned[:, :own]
-            for memory, new in ((keys, turned[:, own:]), (values, heads[:, own + shared:])):
-                if isinstance(places.slots, slice):
-                    memory[:, :, places.slots] = new
-                else:
-                    memory.scatter_(2, places.slots[:, None, :, None].expand_as(new), new)
-        return query, keys[:, :, :places.end], values[:, :, :places.end]
+    def write(self, layer: int, places: Places, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, heads, T, d] at `places`; return views of everything before their end."""
+        for memory, new in ((self.keys[layer], key), (self.values[layer], value)):
+            if isinstance(places.slots, slice):
+                memory[:, :, places.slots] = new
+            else:
+                memory.scatter_(2, places.slots[:, None, :, None].expand_as(new), new)
+        return self.keys[layer][:, :, :places.end], self.values[layer][:, :, :places.end]
 
     def clear(self) -> None:
         """Forget what is in it. Only needed after NaN: a place that is not seen counts with weight 0, and 0 times NaN is NaN."""
@@ -131,8 +120,6 @@ class RmsNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[..., W] -> [..., W]"""
-        if avx512.can_compute(tokens):
-            return avx512.normalize(tokens, self.weight, self.eps)
         wide = tokens.float()
         wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         return self.weight * wide.to(tokens.dtype)
@@ -156,17 +143,19 @@ class SelfAttention(nn.Module):
         del self.q_proj, self.k_proj, self.v_proj
 
     def project(self, tokens: Tensor) -> Tensor:
-        """[B, T, W] -> the heads of query, key and value, one behind the other: [B, T, heads, d]"""
+        """[B, T, W] -> the heads of query, key and value, one behind the other: [B, heads, T, d]"""
         if self.qkv_proj is None:
             projected = torch.cat([self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)], dim=-1)
         else:
             projected = self.qkv_proj(tokens)
-        return projected.view(*tokens.shape[:2], -1, self.shape.head_dim)
+        return projected.view(*tokens.shape[:2], -1, self.shape.head_dim).transpose(1, 2)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """[B, T, W] at `places` -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]."""
-        own, shared = self.shape.num_attention_heads, self.shape.num_key_value_heads
-        query, keys, values = cache.take(self.layer, places, self.project(tokens), own)
+        own, shared, heads = self.shape.num_attention_heads, self.shape.num_key_value_heads, self.project(tokens)
+        turned = rotate(heads[:, :own + shared], places.cosine, places.sine)
+        query = turned[:, :own]
+        keys, values = cache.write(self.layer, places, turned[:, own:], heads[:, own + shared:])
         if own > shared:  # grouped queries: several query heads share one key head
             keys, values = keys.repeat_interleave(own // shared, dim=1), values.repeat_interleave(own // shared, dim=1)
         mixed = self.attend(query, keys, values, True) if places.seen is None else attend_seen(query, keys, values, places.seen)
@@ -193,10 +182,7 @@ class GatedMlp(nn.Module):
         if self.gate_up_proj is None:
             gate, up = self.gate_proj(tokens), self.up_proj(tokens)
         else:
-            both = self.gate_up_proj(tokens)
-            if avx512.can_compute(both):
-                return self.down_proj(avx512.gate(both))  # type: ignore[no-any-return]
-            gate, up = both.chunk(2, dim=-1)
+            gate, up = self.gate_up_proj(tokens).chunk(2, dim=-1)
         return self.down_proj(functional.silu(gate) * up)  # type: ignore[no-any-return]
 
 
@@ -205,6 +191,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, shape: DecoderShape, layer: int, attend: Attend) -> None:
         super().__init__()
+        self.shape = shape
         self.input_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.self_attn = SelfAttention(shape, layer, attend)
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
@@ -212,9 +199,25 @@ class DecoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """[B, T, W] -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]: behind the last layer the others are not read."""
+        if wanted is None and places.seen is None and isinstance(places.slots, slice) and avx512.can_decode(tokens, self.shape.head_dim):
+            layer = self.in_blocks()
+            if layer is not None:
+                number, start = self.self_attn.layer, places.slots.start
+                return avx512.decode(layer, tokens, places.cosine, places.sine, cache.keys[number], cache.values[number], start)
         mixed = self.self_attn(self.input_layernorm(tokens), cache, places, wanted)
         tokens = choose(tokens, wanted) + mixed
         return tokens + self.mlp(self.post_attention_layernorm(tokens))  # type: ignore[no-any-return]
+
+
+    def in_blocks(self) -> avx512.Layer | None:
+        """The layer for our own kernels, if all its products lie in blocks."""
+        products = [self.self_attn.qkv_proj, self.self_attn.o_proj, self.mlp.gate_up_proj, self.mlp.down_proj]
+        qkv, o, gate_up, down = (product.blocks if isinstance(product, BlockedLinear) else None for product in products)
+        if qkv is None or o is None or gate_up is None or down is None:
+            return None
+        shape = self.shape
+        return avx512.Layer(shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim, shape.intermediate_size,
+                            shape.rms_norm_eps, self.input_layernorm.weight, qkv, o, self.post_attention_layernorm.weight, gate_up, down)
 
 
 def choose(tokens: Tensor, wanted: Tensor | None) -> Tensor:
