@@ -18,9 +18,11 @@ from openvla_ros.contract import Observation
 from openvla_ros.policy.catalogue import PolicySettings
 from openvla_ros.policy.openvla import avx512
 from openvla_ros.policy.openvla.attention import attend_sdpa, filling
+from openvla_ros.policy.openvla.language import DecoderShape, KeyValueCache, LanguageModel
 from openvla_ros.policy.openvla.linear import BlockedLinear, PackedLinear, can_pack, fastest_linear
 from openvla_ros.policy.openvla.loading import load_openvla
 
+DECODE = avx512.decode
 HALF_STEP = torch.finfo(torch.bfloat16).eps / 2
 
 needs_kernels = pytest.mark.skipif(avx512.most_rows() == 0, reason=f"our kernels are {avx512.describe()}")
@@ -159,6 +161,84 @@ def test_what_needs_a_gradient_goes_to_torch() -> None:
     assert not avx512.can_attend(query, query, query)
     attend_sdpa(query, query, query, False).sum().backward()
     assert query.grad is not None
+
+
+# --- a layer of the decoder in one call
+
+
+def small_decoder(key_heads: int, seed: int = 0) -> LanguageModel:
+    shape = DecoderShape(vocab_size=64, hidden_size=192, intermediate_size=320, num_hidden_layers=3, num_attention_heads=6,
+                         num_key_value_heads=key_heads, head_dim=32, max_position_embeddings=64)
+    model = LanguageModel(shape, attend_sdpa).to(torch.bfloat16).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data.copy_(1.0 + 0.1 * noise if "norm" in name else noise * parameter.shape[-1]**-0.5)
+    return model
+
+
+def put_in_blocks(model: LanguageModel) -> None:
+    room = avx512.Room()
+    for layer in model.model.layers:
+        layer.self_attn.fuse()
+        layer.mlp.fuse()
+        layer.self_attn.qkv_proj = BlockedLinear(layer.self_attn.qkv_proj, room)
+        layer.self_attn.o_proj = BlockedLinear(layer.self_attn.o_proj, room)
+        layer.mlp.gate_up_proj = BlockedLinear(layer.mlp.gate_up_proj, room)
+        layer.mlp.down_proj = BlockedLinear(layer.mlp.down_proj, room)
+
+
+@needs_kernels
+@pytest.mark.parametrize("key_heads", [6, 3, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.inference_mode()
+def test_a_layer_in_one_call_is_the_layer_step_by_step(key_heads: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, exact = small_decoder(key_heads), small_decoder(key_heads).float()
+    put_in_blocks(model)
+    shape, cpu = model.shape, torch.device("cpu")
+    caches = [KeyValueCache(shape, 40, cpu, dtype, batch) for dtype in (torch.bfloat16, torch.bfloat16, torch.float32)]
+    start, calls = 0, list[int]()
+    for seed, count in enumerate((17, 1, 7, 8, 1)):  # a prompt, tokens, drafts: each behind what the cache holds
+        tokens = draw(batch, count, shape.hidden_size, seed=seed)
+        calls.clear()
+        monkeypatch.setattr(avx512, "decode", lambda *given: calls.append(given[-1]) or DECODE(*given))
+        at_once = model(tokens, caches[0], caches[0].consecutive(start, count))
+        assert calls == [start] * shape.num_hidden_layers
+        monkeypatch.setattr(avx512, "can_decode", lambda tokens, width: False)
+        by_steps = model(tokens, caches[1], caches[1].consecutive(start, count))
+        monkeypatch.undo()
+        reference = exact(tokens.float(), caches[2], caches[2].consecutive(start, count))
+        allowed = 3.0 * float((by_steps - reference).norm())  # both round to bfloat16 between the products, each in its own places
+        assert at_once.shape == reference.shape and float((at_once - reference).norm()) <= allowed
+        assert float((at_once - reference).norm()) < 0.03 * float(reference.norm())
+        start += count
+    for ours, theirs in zip((*caches[0].keys, *caches[0].values), (*caches[2].keys, *caches[2].values), strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.08)
+        assert (ours[:, :, start:] == 0).all(), "nothing is written behind the tokens"
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_nan_in_a_layer_is_not_lost() -> None:
+    model = small_decoder(6)
+    put_in_blocks(model)
+    cache = KeyValueCache(model.shape, 40, torch.device("cpu"), torch.bfloat16)
+    tokens = draw(1, 12, model.shape.hidden_size)
+    assert torch.isfinite(model(tokens, cache, cache.consecutive(0, 12))).all()
+    tokens[0, 9, 4] = math.nan
+    assert torch.isnan(model(tokens, cache, cache.consecutive(0, 12))[0, 9:]).all()
+
+
+@needs_kernels
+def test_a_layer_with_a_gradient_or_of_another_kind_goes_step_by_step() -> None:
+    model = small_decoder(6)
+    layer = model.model.layers[0]
+    assert layer.in_blocks() is None, "not laid out"
+    put_in_blocks(model)
+    assert layer.in_blocks() is not None and not avx512.can_decode(draw(1, 3, 192), 32), "gradients are on"
+    with torch.inference_mode():
+        assert avx512.can_decode(draw(1, 3, 192), 32) and not avx512.can_decode(draw(1, 3, 192), 16)
+        assert not avx512.can_decode(torch.zeros(1, 3, 192), 32)
 
 
 # --- the three kinds of computer

@@ -29,7 +29,7 @@ using Half = uint16_t;  // the bits of a bfloat16
 
 constexpr long LANES = 16, BLOCK = 64, REGISTERS = BLOCK / LANES;
 constexpr long TILE = 7;      // rows at a time: sums of 7 x 64 in 28 registers, and 4 for weights, are all that there are
-constexpr long NEAR = 1024, FAR = 4096;  // bytes: weights are asked for so long before they are multiplied, of several blocks and of one
+constexpr long NEAR = 1024, FAR = 16384;  // bytes: weights are asked for so long before they are multiplied; FAR, too, where one block is read
 
 long smaller(long a, long b) { return a < b ? a : b; }
 long larger(long a, long b) { return a < b ? b : a; }
@@ -54,8 +54,8 @@ struct Packed {
     INLINE void load(long pair, __m512bh (&weights)[Registers]) const {
         for (int i = 0; i < Registers; i++) {
             const char* line = reinterpret_cast<const char*>(block + i / REGISTERS * apart + (pair * BLOCK + i % REGISTERS * LANES) * 2);
-            if (Registers > REGISTERS) _mm_prefetch(line + NEAR, _MM_HINT_T1);
-            else _mm_prefetch(line + FAR, _MM_HINT_T0);
+            _mm_prefetch(line + NEAR, Registers > REGISTERS ? _MM_HINT_T1 : _MM_HINT_T0);
+            if (Registers <= REGISTERS) _mm_prefetch(line + FAR, _MM_HINT_T1);
             weights[i] = (__m512bh)_mm512_loadu_si512(line);
         }
     }
@@ -362,7 +362,8 @@ struct Attention {
         const long end = divide_up(seen, LANES) * LANES;
         if (packed_keys)
             for (long block = 0; block * BLOCK < seen; block++)
-                SCORE[count](query + begin * query_stride, query_stride, width / 2, packed_keys + block * BLOCK * width, scores + block * BLOCK, padded);
+                SCORE[count](query + begin * query_stride, query_stride, width / 2, packed_keys + block * BLOCK * width,
+                             scores + block * BLOCK, padded);
         else
             score_rowwise(query + begin * query_stride, query_stride, count, key, key_stride, value, value_stride, seen, width, scores, padded);
         float factors[TILE];
@@ -491,8 +492,8 @@ struct Weights {
 
 // x [batch][tokens][hidden] -> result, as language.DecoderLayer says it. keys, values: the cache from its first place on; the tokens come to
 // `start` and behind, and each sees what is before it and itself. False: there was no memory for it.
-bool decode(long threads, long batch, long tokens, const Decoder& decoder, const Weights& weights, const Half* x, const Half* cosine, const Half* sine,
-            Half* keys, Half* values, long batch_stride, long head_stride, long start, Half* result) {
+bool decode(long threads, long batch, long tokens, const Decoder& decoder, const Weights& weights, const Half* x, const Half* cosine,
+            const Half* sine, Half* keys, Half* values, long batch_stride, long head_stride, long start, Half* result) {
     const auto [hidden, own, common, width, inner, eps, scale] = decoder;
     const long rows = batch * tokens, heads = own + 2 * common;
     const size_t bytes = rows * (hidden + heads * width + 2 * own * width + 3 * inner) * sizeof(Half);
@@ -537,7 +538,8 @@ PyObject* call_multiply(PyObject*, PyObject* arguments) {
 }
 
 PyObject* call_decode(PyObject*, PyObject* arguments) {
-    Py_ssize_t threads, batch, tokens, hidden, own, common, width, inner, weights[6], x, cosine, sine, keys, values, batch_stride, head_stride, start, result;
+    Py_ssize_t threads, batch, tokens, hidden, own, common, width, inner, weights[6];
+    Py_ssize_t x, cosine, sine, keys, values, batch_stride, head_stride, start, result;
     float eps, scale;
     if (!PyArg_ParseTuple(arguments, "nnn(nnnnnff)(nnnnnn)nnnnnnnnn", &threads, &batch, &tokens, &hidden, &own, &common, &width, &inner, &eps, &scale,
                           &weights[0], &weights[1], &weights[2], &weights[3], &weights[4], &weights[5], &x, &cosine, &sine, &keys, &values,
@@ -546,8 +548,8 @@ PyObject* call_decode(PyObject*, PyObject* arguments) {
     const auto at = [&](int i) { return (const Half*)weights[i]; };
     bool enough;
     Py_BEGIN_ALLOW_THREADS
-    enough = decode(threads, batch, tokens, {hidden, own, common, width, inner, eps, scale}, {at(0), at(1), at(2), at(3), at(4), at(5)}, (const Half*)x,
-                    (const Half*)cosine, (const Half*)sine, (Half*)keys, (Half*)values, batch_stride, head_stride, start, (Half*)result);
+    enough = decode(threads, batch, tokens, {hidden, own, common, width, inner, eps, scale}, {at(0), at(1), at(2), at(3), at(4), at(5)},
+                    (const Half*)x, (const Half*)cosine, (const Half*)sine, (Half*)keys, (Half*)values, batch_stride, head_stride, start, (Half*)result);
     Py_END_ALLOW_THREADS
     if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;

@@ -182,8 +182,8 @@ def can_decode(tokens: Tensor, head_width: int) -> bool:
 def decode(layer: Layer, tokens: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
     """All that `language.DecoderLayer` does, in one call: between the products nothing but the memory of the weights is waited for.
 
-    tokens: [B, T, W], which stand at the places from `start` on. cosine, sine: [T, d] of these. keys, values: [B, key heads, length, d], the memory of
-    a cache: written at the places of the tokens, read up to there.
+    tokens: [B, T, W], which stand at the places from `start` on. cosine, sine: [T, d] of these. keys, values: [B, key heads, length, d], the
+    memory of a cache: written at the places of the tokens, read up to there.
     """
     found, tokens = find_kernels(), tokens.contiguous()
     assert not isinstance(found, str), found

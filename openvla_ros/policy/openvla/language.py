@@ -216,8 +216,9 @@ class DecoderLayer(nn.Module):
         if qkv is None or o is None or gate_up is None or down is None:
             return None
         shape = self.shape
-        return avx512.Layer(shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim, shape.intermediate_size,
-                            shape.rms_norm_eps, self.input_layernorm.weight, qkv, o, self.post_attention_layernorm.weight, gate_up, down)
+        return avx512.Layer(shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim,
+                            shape.intermediate_size, shape.rms_norm_eps, self.input_layernorm.weight, qkv, o,
+                            self.post_attention_layernorm.weight, gate_up, down)
 
 
 def choose(tokens: Tensor, wanted: Tensor | None) -> Tensor:
