@@ -212,11 +212,12 @@ void multiply(long threads, long rows, long inputs, long outputs, const Half* x,
         share(threads, blocks * parts, [=](long item) {
             for (long i = tiles * (item % parts) / parts; i < tiles * (item % parts + 1) / parts; i++) tile(i * TILE, item / parts, 1);
         });
-    } else {  // neighbouring blocks to the same thread, so that each reads a long way without a jump
-        const long runs = smaller(blocks, 2 * threads), most = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
-        share(threads, runs, [=](long run) {
-            const long end = blocks * (run + 1) / runs;
-            for (long block = blocks * run / runs, together; block < end; block += together) {
+    } else {
+        long most = rows == 1 ? 4 : rows <= 3 ? 2 : 1;  // blocks together
+        while (most > 1 && blocks < 2 * threads * most) most /= 2;
+        share(threads, divide_up(blocks, most), [=](long group) {
+            const long end = smaller(blocks, (group + 1) * most);
+            for (long block = group * most, together; block < end; block += together) {
                 for (together = most; together > end - block; together /= 2) {}
                 tile(0, block, together);
             }
@@ -479,40 +480,51 @@ void store(long threads, long batch, long tokens, long own, long common, long wi
     });
 }
 
-// ---- A layer of the decoder
+// ---- The decoder
 
 struct Decoder {
     long hidden, own, common, width, inner;  // features; heads of queries and of keys, and their features; features within the feed-forward part
     float eps, scale;                        // of the norms; of the scores, times log2(e)
 };
 
-struct Weights {
+struct Layer {
     const Half *input_norm, *qkv, *o, *post_norm, *gate_up, *down;
 };
 
-// x [batch][tokens][hidden] -> result, as language.DecoderLayer says it. keys, values: the cache from its first place on; the tokens come to
-// `start` and behind, and each sees what is before it and itself. False: there was no memory for it.
-bool decode(long threads, long batch, long tokens, const Decoder& decoder, const Weights& weights, const Half* x, const Half* cosine,
-            const Half* sine, Half* keys, Half* values, long batch_stride, long head_stride, long start, Half* result) {
+// The memory of a cache, and where in it the tokens come that are read: to `start` and behind.
+struct Cache {
+    Half *keys, *values;
+    Py_ssize_t layer_stride, batch_stride, head_stride, start;
+};
+
+// x [batch][tokens][hidden] -> result, through so many layers, as language.DecoderLayer says it, and through a norm unless that is null. Each
+// token sees what is before it, and itself. False: there was no memory for it.
+bool decode(long threads, long batch, long tokens, const Decoder& decoder, const Layer* layers, long count, const Half* norm, const Half* x,
+            const Half* cosine, const Half* sine, const Cache& cache, Half* result) {
     const auto [hidden, own, common, width, inner, eps, scale] = decoder;
-    const long rows = batch * tokens, heads = own + 2 * common;
+    const long rows = batch * tokens, heads = own + 2 * common, end = cache.start + tokens;
     const size_t bytes = rows * (hidden + heads * width + 2 * own * width + 3 * inner) * sizeof(Half);
     Half* memory = reinterpret_cast<Half*>(scratch<OF_A_LAYER>(divide_up(bytes, 64) * 64));
     if (!memory) return false;
     Half *normed = memory, *projected = normed + rows * hidden, *queries = projected + rows * heads * width, *mixed = queries + rows * own * width,
          *both = mixed + rows * own * width, *gated = both + rows * 2 * inner;
-    normalize(threads, rows, hidden, x, weights.input_norm, eps, normed);
-    multiply(threads, rows, hidden, heads * width, normed, weights.qkv, nullptr, nullptr, projected);
-    store(threads, batch, tokens, own, common, width, projected, cosine, sine, queries, keys + start * width, values + start * width, batch_stride,
-          head_stride);
-    if (!attend(threads, batch, own, own / common, tokens, start + tokens, width, {queries, tokens * own * width, width, own * width},
-                {keys, batch_stride, head_stride, width}, {values, batch_stride, head_stride, width}, true, scale, mixed))
-        return false;
-    multiply(threads, rows, own * width, hidden, mixed, weights.o, nullptr, x, result);
-    normalize(threads, rows, hidden, result, weights.post_norm, eps, normed);
-    multiply(threads, rows, hidden, 2 * inner, normed, weights.gate_up, nullptr, nullptr, both);
-    gate(threads, rows, inner, both, gated);
-    multiply(threads, rows, inner, hidden, gated, weights.down, nullptr, result, result);
+    for (const Layer* layer = layers; layer < layers + count; layer++, x = result) {
+        Half *keys = cache.keys + (layer - layers) * cache.layer_stride, *values = cache.values + (layer - layers) * cache.layer_stride;
+        normalize(threads, rows, hidden, x, layer->input_norm, eps, normed);
+        multiply(threads, rows, hidden, heads * width, normed, layer->qkv, nullptr, nullptr, projected);
+        store(threads, batch, tokens, own, common, width, projected, cosine, sine, queries, keys + cache.start * width, values + cache.start * width,
+              cache.batch_stride, cache.head_stride);
+        if (!attend(threads, batch, own, own / common, tokens, end, width, {queries, tokens * own * width, width, own * width},
+                    {keys, cache.batch_stride, cache.head_stride, width}, {values, cache.batch_stride, cache.head_stride, width}, true, scale,
+                    mixed))
+            return false;
+        multiply(threads, rows, own * width, hidden, mixed, layer->o, nullptr, x, result);
+        normalize(threads, rows, hidden, result, layer->post_norm, eps, normed);
+        multiply(threads, rows, hidden, 2 * inner, normed, layer->gate_up, nullptr, nullptr, both);
+        gate(threads, rows, inner, both, gated);
+        multiply(threads, rows, inner, hidden, gated, layer->down, nullptr, result, result);
+    }
+    if (norm) normalize(threads, rows, hidden, x, norm, eps, result);
     return true;
 }
 
@@ -538,19 +550,31 @@ PyObject* call_multiply(PyObject*, PyObject* arguments) {
 }
 
 PyObject* call_decode(PyObject*, PyObject* arguments) {
-    Py_ssize_t threads, batch, tokens, hidden, own, common, width, inner, weights[6];
-    Py_ssize_t x, cosine, sine, keys, values, batch_stride, head_stride, start, result;
-    float eps, scale;
-    if (!PyArg_ParseTuple(arguments, "nnn(nnnnnff)(nnnnnn)nnnnnnnnn", &threads, &batch, &tokens, &hidden, &own, &common, &width, &inner, &eps, &scale,
-                          &weights[0], &weights[1], &weights[2], &weights[3], &weights[4], &weights[5], &x, &cosine, &sine, &keys, &values,
-                          &batch_stride, &head_stride, &start, &result))
+    Py_ssize_t threads, batch, tokens, count, norm, x, cosine, sine, keys, values, result;
+    Decoder decoder;
+    Cache cache;
+    PyObject* addresses;
+    if (!PyArg_ParseTuple(arguments, "nnn(lllllff)O!nnnnn(nnnnnn)n", &threads, &batch, &tokens, &decoder.hidden, &decoder.own, &decoder.common,
+                          &decoder.width, &decoder.inner, &decoder.eps, &decoder.scale, &PyTuple_Type, &addresses, &count, &norm, &x, &cosine, &sine,
+                          &keys, &values, &cache.layer_stride, &cache.batch_stride, &cache.head_stride, &cache.start, &result))
         return nullptr;
-    const auto at = [&](int i) { return (const Half*)weights[i]; };
+    constexpr Py_ssize_t PARTS = sizeof(Layer) / sizeof(Half*);
+    if (PyTuple_Size(addresses) < count * PARTS) return PyErr_Format(PyExc_ValueError, "%zd layers need %zd addresses", count, count * PARTS);
+    Layer* layers = static_cast<Layer*>(std::malloc(count * sizeof(Layer) + 1));
+    if (!layers) return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count * PARTS; i++)
+        reinterpret_cast<const Half**>(layers)[i] = (const Half*)PyLong_AsSsize_t(PyTuple_GET_ITEM(addresses, i));
+    if (PyErr_Occurred()) {  // one was no number
+        std::free(layers);
+        return nullptr;
+    }
+    cache.keys = (Half*)keys, cache.values = (Half*)values;
     bool enough;
     Py_BEGIN_ALLOW_THREADS
-    enough = decode(threads, batch, tokens, {hidden, own, common, width, inner, eps, scale}, {at(0), at(1), at(2), at(3), at(4), at(5)},
-                    (const Half*)x, (const Half*)cosine, (const Half*)sine, (Half*)keys, (Half*)values, batch_stride, head_stride, start, (Half*)result);
+    enough = decode(threads, batch, tokens, decoder, layers, count, (const Half*)norm, (const Half*)x, (const Half*)cosine, (const Half*)sine, cache,
+                    (Half*)result);
     Py_END_ALLOW_THREADS
+    std::free(layers);
     if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -579,8 +603,8 @@ PyMethodDef METHODS[] = {
     {"attend", call_attend, METH_VARARGS,
      "threads, batch, heads, queries, keys, width, (address, strides of batch, head, row) of queries, keys and values, causal, scale, result"},
     {"decode", call_decode, METH_VARARGS,
-     "threads, batch, tokens, (hidden, heads of queries, of keys, width, inner, eps, scale), (addresses of the weights), addresses of: tokens, "
-     "cosines, sines, keys and values from the first place on; strides of batch and head in the cache, first place, address of the result"},
+     "threads, batch, tokens, (hidden, heads of queries, of keys, width, inner, eps, scale), (addresses of six weights per layer), layers to run, "
+     "addresses of: the last norm or 0, tokens, cosines, sines; (addresses of keys and values, strides of layer, batch and head, first place), result"},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -156,21 +156,17 @@ def run_attend(found: ModuleType, query: Tensor, key: Tensor, value: Tensor, cau
 
 
 
-class Layer(NamedTuple):
-    """A layer of the decoder for `decode`: sizes, and weights as they lie in memory. Products are in blocks, and have no bias."""
+class Blocks:
+    """A decoder for `decode`: its sizes, and its weights as they lie in memory."""
 
-    hidden: int
-    query_heads: int
-    key_heads: int
-    head_width: int
-    inner: int
-    eps: float
-    input_norm: Tensor
-    qkv: Tensor
-    o: Tensor
-    post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    def __init__(self, sizes: tuple[int, int, int, int, int], eps: float, layers: Sequence[Sequence[Tensor]], norm: Tensor) -> None:
+        """sizes: features of a token, heads of queries and of keys, features of a head and within the feed-forward part. eps: of the norms.
+
+        layers: of each the first norm, qkv, o, the second norm, gate and up, down; products in blocks, without a bias. norm: the last.
+        """
+        self.numbers = (*sizes, eps, math.log2(math.e) / math.sqrt(sizes[3]))
+        self.layers, self.norm = [tuple(layer) for layer in layers], norm  # kept, since addresses keep nothing
+        self.addresses = tuple(weight.data_ptr() for layer in layers for weight in layer)
 
 
 def can_decode(tokens: Tensor, head_width: int) -> bool:
@@ -179,16 +175,19 @@ def can_decode(tokens: Tensor, head_width: int) -> bool:
             and head_width % 32 == 0 and not torch.is_grad_enabled())
 
 
-def decode(layer: Layer, tokens: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
-    """All that `language.DecoderLayer` does, in one call: between the products nothing but the memory of the weights is waited for.
+def decode(blocks: Blocks, tokens: Tensor, cosine: Tensor, sine: Tensor, cache: Tensor, start: int, whole: bool) -> Tensor:
+    """All layers of a decoder and the norm behind them, or all but the last layer, in one call.
 
-    tokens: [B, T, W], which stand at the places from `start` on. cosine, sine: [T, d] of these. keys, values: [B, key heads, length, d], the
-    memory of a cache: written at the places of the tokens, read up to there.
+    Between two products Python would find its own code pushed out of the caches by the weights, which costs more than what it does.
+
+    tokens: [B, T, W], which stand at the places from `start` on. cosine, sine: [T, d] of these. cache: keys and values, [2, layers,
+    at least B, key heads, length, d], written at the places of the tokens, read up to there. Returns [B, T, W].
     """
     found, tokens = find_kernels(), tokens.contiguous()
     assert not isinstance(found, str), found
-    result = torch.empty_like(tokens)
-    found.decode(torch.get_num_threads(), *tokens.shape[:2], (*layer[:6], math.log2(math.e) / math.sqrt(layer.head_width)),
-                 tuple(weight.data_ptr() for weight in layer[6:]), tokens.data_ptr(), cosine.data_ptr(), sine.data_ptr(), keys.data_ptr(),
-                 values.data_ptr(), *keys.stride()[:2], start, result.data_ptr())
+    result, (side, *strides) = torch.empty_like(tokens), cache.stride()[:4]
+    keys = cache.data_ptr()
+    found.decode(torch.get_num_threads(), *tokens.shape[:2], blocks.numbers, blocks.addresses, len(blocks.layers) - (not whole),
+                 blocks.norm.data_ptr() if whole else 0, tokens.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
+                 (keys, keys + side * cache.itemsize, *strides, start), result.data_ptr())
     return result

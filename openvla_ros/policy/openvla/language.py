@@ -59,8 +59,8 @@ class KeyValueCache:
     def __init__(self, shape: DecoderShape, length: int, device: torch.device, dtype: torch.dtype, batch: int = 1) -> None:
         size = (batch, shape.num_key_value_heads, length, shape.head_dim)
         self.length = length
-        memory = torch.zeros((2, shape.num_hidden_layers, *size), device=device, dtype=dtype)  # in one piece, for pages of 2 MB
-        self.keys, self.values = (list(part) for part in memory)
+        self.memory = torch.zeros((2, shape.num_hidden_layers, *size), device=device, dtype=dtype)  # in one piece, for pages of 2 MB
+        self.keys, self.values = (list(part) for part in self.memory)
         exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device=device) / shape.head_dim
         angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / shape.rope_theta**exponents)
         angles = torch.cat([angles, angles], dim=1)  # half-split layout: feature i turns with i + d/2
@@ -191,7 +191,6 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, shape: DecoderShape, layer: int, attend: Attend) -> None:
         super().__init__()
-        self.shape = shape
         self.input_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.self_attn = SelfAttention(shape, layer, attend)
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
@@ -199,26 +198,9 @@ class DecoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """[B, T, W] -> [B, T, W], or [B, S, W] of the `wanted` tokens only, [B, S]: behind the last layer the others are not read."""
-        if wanted is None and places.seen is None and isinstance(places.slots, slice) and avx512.can_decode(tokens, self.shape.head_dim):
-            layer = self.in_blocks()
-            if layer is not None:
-                number, start = self.self_attn.layer, places.slots.start
-                return avx512.decode(layer, tokens, places.cosine, places.sine, cache.keys[number], cache.values[number], start)
         mixed = self.self_attn(self.input_layernorm(tokens), cache, places, wanted)
         tokens = choose(tokens, wanted) + mixed
         return tokens + self.mlp(self.post_attention_layernorm(tokens))  # type: ignore[no-any-return]
-
-
-    def in_blocks(self) -> avx512.Layer | None:
-        """The layer for our own kernels, if all its products lie in blocks."""
-        products = [self.self_attn.qkv_proj, self.self_attn.o_proj, self.mlp.gate_up_proj, self.mlp.down_proj]
-        qkv, o, gate_up, down = (product.blocks if isinstance(product, BlockedLinear) else None for product in products)
-        if qkv is None or o is None or gate_up is None or down is None:
-            return None
-        shape = self.shape
-        return avx512.Layer(shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim,
-                            shape.intermediate_size, shape.rms_norm_eps, self.input_layernorm.weight, qkv, o,
-                            self.post_attention_layernorm.weight, gate_up, down)
 
 
 def choose(tokens: Tensor, wanted: Tensor | None) -> Tensor:
@@ -245,6 +227,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.shape = shape
         self.model = DecoderStack(shape, attend)
+        self.blocks: avx512.Blocks | None = None
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -254,6 +237,30 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """Run [B, T, W] at `places`, extending the cache; float32 logits [B, S, vocab] behind the `wanted` tokens [B, S], None: all."""
         *layers, last = self.model.layers
-        for layer in layers:
-            tokens = layer(tokens, cache, places)
+        in_a_row = places.seen is None and isinstance(places.slots, slice) and avx512.can_decode(tokens, self.shape.head_dim)
+        blocks = self.in_blocks() if in_a_row else None
+        if blocks is not None:
+            start, whole = places.end - tokens.shape[1], wanted is None
+            tokens = avx512.decode(blocks, tokens, places.cosine, places.sine, cache.memory, start, whole)
+            if whole:
+                return self.lm_head(tokens).float()  # type: ignore[no-any-return]
+        else:
+            for layer in layers:
+                tokens = layer(tokens, cache, places)
         return self.lm_head(self.model.norm(last(tokens, cache, places, wanted))).float()  # type: ignore[no-any-return]
+
+    def in_blocks(self) -> avx512.Blocks | None:
+        """The layers for our own kernels, if all their products lie in blocks; made once."""
+        if self.blocks is None:
+            shape, layers = self.shape, list[list[Tensor]]()
+            for layer in self.model.layers:
+                assert isinstance(layer, DecoderLayer)
+                products = (layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj)
+                found = [product.blocks for product in products if isinstance(product, BlockedLinear)]
+                if len(found) < len(products):
+                    return None
+                qkv, o, gate_up, down = found
+                layers.append([layer.input_layernorm.weight, qkv, o, layer.post_attention_layernorm.weight, gate_up, down])
+            sizes = (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim, shape.intermediate_size)
+            self.blocks = avx512.Blocks(sizes, shape.rms_norm_eps, layers, self.model.norm.weight)
+        return self.blocks
