@@ -62,12 +62,13 @@ class Plan:
 
 
 class Shot(NamedTuple):
-    """One call of one mode. ids: one tuple per observation."""
+    """One call of one mode. ids: one tuple per observation. read_bytes_per_s: at which the memory was read just before and after it."""
 
     ids: list[tuple[int, ...]]
     stage_ms: Mapping[str, float]
     total_ms: float
     passes: float
+    read_bytes_per_s: float = float("nan")
 
 
 Fire = Callable[[int], Shot]
@@ -115,6 +116,11 @@ class Measured:
     def passes(self) -> float:
         """Of the decoder, the prefill among them: the mean."""
         return float(np.mean([shot.passes for shot in self.shots]))
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """Beside the calls: the median."""
+        return float(np.median([shot.read_bytes_per_s for shot in self.shots]))
 
     def stages(self) -> dict[str, list[float]]:
         """Stage -> milliseconds of each shot; the passes behind the prefill are one stage, and `host` is what no stage accounts for."""
@@ -334,12 +340,13 @@ def time_rounds(bench: Bench, limits: Limits, measured: Sequence[Measured], call
         for one, call in zip(measured, calls, strict=True):
             if call is None:
                 continue
+            before = limits.read_rate()
             try:
                 shot = call(round_)
             except NotEnoughMemory as error:
                 one.skipped, one.shots = str(error), []
                 continue
-            one.shots.append(shot)
+            one.shots.append(shot._replace(read_bytes_per_s=(before + limits.read_rate()) / 2.0))
             answer = bench.answers.get(round_)
             if answer is not None and one.mode.name != "baseline":
                 tokens = bench.policy(one.mode.quantization).tokens
@@ -364,9 +371,9 @@ def time_parts(bench: Bench, round_: int, parts: dict[str, list[float]]) -> None
 
 
 def decode_limit_ms(report: EngineReport, measured: Measured) -> float:
-    """The least time of the decoder passes behind the prefill, by what their weights take."""
+    """The least time of the decoder passes behind the prefill: what their weights take, as fast as memory was read beside these calls."""
     size = BYTES_PER_WEIGHT.get(measured.mode.quantization)
-    return max(0.0, measured.passes - 1.0) * report.limits.stage_ms("decode", size)
+    return max(0.0, measured.passes - 1.0) * report.limits.stage_ms("decode", size, measured.read_bytes_per_s)
 
 
 def limit_ms(report: EngineReport, measured: Measured) -> dict[str, float]:

@@ -220,6 +220,13 @@ class Limits:
         """By the best way to read: the median of its measurements."""
         return max(self.rates().values())
 
+    def read_rate(self) -> float:
+        """Bytes per second now, by what is the best way so far. Memory that is shared with others may give twice as much a minute later, so
+        a decoder pass is judged by what was read beside it."""
+        best = max(self.rates(), key=self.rates().__getitem__)
+        with torch.inference_mode():
+            return self.buffer.nbytes / self.time(self.ways_to_read()[best])
+
     def rates(self) -> dict[str, float]:
         """Way of reading -> bytes per second, medians."""
         size = self.buffer.nbytes
@@ -233,18 +240,18 @@ class Limits:
         """What it was multiplied at."""
         return product.flop / (self.product_ms(product) / 1e3)
 
-    def stage_ms(self, stage: str, bytes_per_weight: float | None = None) -> float:
+    def stage_ms(self, stage: str, bytes_per_weight: float | None = None, read_bytes_per_s: float | None = None) -> float:
         """The least time of a stage: its products at the rate measured for each, and one-row products at the rate of reading.
 
-        bytes_per_weight: of the layers of the decoder, where they are not of the dtype.
+        bytes_per_weight: of the layers of the decoder, where they are not of the dtype. read_bytes_per_s: None for the best way's median.
         """
-        total_ms = 0.0
+        total_ms, rate = 0.0, read_bytes_per_s or self.read_bytes_per_s
         for product, count in self.work[stage].items():
             if product.rows > 1:
                 total_ms += count * self.product_ms(product)
             else:
                 size = self.dtype.itemsize if bytes_per_weight is None or count == 1 else bytes_per_weight  # the head stays as it is
-                total_ms += count * product.inputs * product.outputs * size / self.read_bytes_per_s * 1e3
+                total_ms += count * product.inputs * product.outputs * size / rate * 1e3
         return total_ms
 
     def to_mapping(self) -> dict[str, object]:
