@@ -86,7 +86,7 @@ EXTRAS["viewer"] = ["rerun-sdk>=0.23"]  # --rerun; not in `all`: it is large, an
 
 # Products of a model on a CPU. Optional: without a C++ compiler or Python's headers the package is installed without it, and torch
 # multiplies instead, slower. Without -lgomp at the end: threads are those of the library that torch brings.
-KERNELS = Extension(f"{NAME}.policy.openvla._avx512", [f"{NAME}/policy/openvla/avx512.cpp"], optional=True,
+KERNELS = Extension(f"{NAME}.policy.openvla._avx512", [f"{NAME}/policy/openvla/avx512.cpp"], optional=True, depends=["setup.py"],
                     extra_compile_args=["-std=c++17", "-O3", "-g0", "-fopenmp", "-fno-exceptions",
                                         "-Wno-uninitialized", "-Wno-maybe-uninitialized"])  # both complain of GCC's own headers
 

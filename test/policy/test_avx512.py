@@ -1,4 +1,4 @@
-"""Our own kernels against float64: the same numbers to the last digit of bfloat16, for every shape, and nothing of what is not seen."""
+"""Our own kernels against float64: the same numbers to the last digit of bfloat16, for every shape; nothing behind a cache is looked at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,12 @@ DECODE = avx512.decode
 HALF_STEP = torch.finfo(torch.bfloat16).eps / 2
 
 needs_kernels = pytest.mark.skipif(avx512.most_rows() == 0, reason=f"our kernels are {avx512.describe()}")
+
+
+@pytest.fixture
+def all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without AMX, where the kernels take any number of rows."""
+    monkeypatch.setattr(avx512, "most_rows", lambda: sys.maxsize)
 
 
 def draw(*size: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -116,7 +123,7 @@ def test_views_nan_and_infinity_go_through_a_layer_row_by_row() -> None:
 @torch.inference_mode()
 def test_tokens_of_another_type_or_width_are_refused() -> None:
     layer = BlockedLinear(nn.Linear(64, 128, dtype=torch.bfloat16), avx512.Room())
-    with pytest.raises(TypeError, match=r"weights are bfloat16, and the tokens .* torch.float32"):
+    with pytest.raises(TypeError, match=r"weights are bfloat16 on a CPU, and the tokens .* torch.float32"):
         layer(torch.zeros(1, 64))
     with pytest.raises(ValueError, match="32 features, and this layer takes 64"):
         layer(torch.zeros(4, 32, dtype=torch.bfloat16))
@@ -127,7 +134,7 @@ def test_tokens_of_another_type_or_width_are_refused() -> None:
 @pytest.mark.parametrize("width", [16, 64, 72, 128, 200])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 17), (7, 7), (7, 287), (8, 64), (33, 65), (120, 120)])
 @torch.inference_mode()
-def test_attention_is_right(causal: bool, width: int, queries: int, keys: int) -> None:
+def test_attention_is_right(causal: bool, width: int, queries: int, keys: int, all_rows: None) -> None:
     query = draw(2, queries, 3, width, seed=1).transpose(1, 2)
     cache_keys, cache_values = draw(2, 3, keys + 9, width, seed=2), draw(2, 3, keys + 9, width, seed=3)
     cache_keys[:, :, keys:] = cache_values[:, :, keys:] = math.nan  # nobody looks behind the end
@@ -166,11 +173,11 @@ def test_what_needs_a_gradient_goes_to_torch() -> None:
 # --- the decoder in one call
 
 
-def small_decoder(key_heads: int, seed: int = 0) -> LanguageModel:
-    shape = DecoderShape(vocab_size=64, hidden_size=192, intermediate_size=320, num_hidden_layers=3, num_attention_heads=6,
+def small_decoder(key_heads: int, layers: int = 3) -> LanguageModel:
+    shape = DecoderShape(vocab_size=64, hidden_size=192, intermediate_size=320, num_hidden_layers=layers, num_attention_heads=6,
                          num_key_value_heads=key_heads, head_dim=32, max_position_embeddings=64)
     model = LanguageModel(shape, attend_sdpa).to(torch.bfloat16).eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data.copy_(1.0 + 0.1 * noise if "norm" in name else noise * parameter.shape[-1]**-0.5)
@@ -192,7 +199,8 @@ def put_in_blocks(model: LanguageModel) -> None:
 @pytest.mark.parametrize("key_heads", [6, 3, 2])
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.inference_mode()
-def test_a_decoder_in_one_call_is_the_decoder_step_by_step(key_heads: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_in_one_call_is_the_decoder_step_by_step(key_heads: int, batch: int, all_rows: None,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     model, exact = small_decoder(key_heads), small_decoder(key_heads).float()
     put_in_blocks(model)
     shape, cpu = model.shape, torch.device("cpu")
@@ -204,9 +212,9 @@ def test_a_decoder_in_one_call_is_the_decoder_step_by_step(key_heads: int, batch
         monkeypatch.setattr(avx512, "decode", lambda *given: calls.append(given[-2]) or DECODE(*given))
         at_once = model(tokens, caches[0], caches[0].consecutive(start, count))
         assert calls == [start]
-        monkeypatch.setattr(avx512, "can_decode", lambda tokens, width: False)
-        by_steps = model(tokens, caches[1], caches[1].consecutive(start, count))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(avx512, "can_decode", lambda *given: False)
+            by_steps = model(tokens, caches[1], caches[1].consecutive(start, count))
         reference = exact(tokens.float(), caches[2], caches[2].consecutive(start, count))
         allowed = 3.0 * float((by_steps - reference).norm())  # both round to bfloat16 between the products, each in its own places
         assert at_once.shape == reference.shape and float((at_once - reference).norm()) <= allowed
@@ -224,7 +232,7 @@ def test_a_decoder_in_one_call_is_the_decoder_step_by_step(key_heads: int, batch
 
 @needs_kernels
 @torch.inference_mode()
-def test_nan_in_a_decoder_is_not_lost() -> None:
+def test_nan_in_a_decoder_is_not_lost(all_rows: None) -> None:
     model = small_decoder(6)
     put_in_blocks(model)
     cache = KeyValueCache(model.shape, 40, torch.device("cpu"), torch.bfloat16)
@@ -239,10 +247,54 @@ def test_a_decoder_with_a_gradient_or_of_another_kind_goes_step_by_step() -> Non
     model = small_decoder(6)
     assert model.in_blocks() is None, "not laid out"
     put_in_blocks(model)
-    assert model.in_blocks() is not None and not avx512.can_decode(draw(1, 3, 192), 32), "gradients are on"
+    assert model.in_blocks() is not None
+    cache = KeyValueCache(model.shape, 40, torch.device("cpu"), torch.bfloat16, batch=2)
+    places, memory = cache.consecutive(37, 3), cache.memory
+
+    def can(tokens: Tensor, cosine: Tensor = places.cosine, memory: Tensor = memory, rows: int = 2, end: int = 40) -> bool:
+        return avx512.can_decode(tokens, cosine, places.sine, memory, rows, end)
+
+    tokens = draw(2, 3, 192)
+    assert not can(tokens), "gradients are on"
     with torch.inference_mode():
-        assert avx512.can_decode(draw(1, 3, 192), 32) and not avx512.can_decode(draw(1, 3, 192), 16)
-        assert not avx512.can_decode(torch.zeros(1, 3, 192), 32)
+        assert can(tokens)
+        assert not can(tokens.float()) and not can(tokens, memory=memory.float()) and not can(tokens, places.cosine.float())
+        assert not can(tokens, rows=1), "a row that is another's"
+        assert not can(tokens, end=41) and not can(tokens, places.cosine[:2]), "behind the end of the cache"
+        with pytest.raises(RuntimeError):  # torch says it
+            model(draw(2, 5, 192), cache, cache.consecutive(37, 5))
+        with pytest.raises(ValueError, match="128 features, and this decoder takes 192"):
+            model(draw(2, 3, 128), cache, places)
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_a_decoder_of_one_layer(all_rows: None) -> None:
+    model = small_decoder(6, layers=1)
+    exact = small_decoder(6, layers=1).float()
+    put_in_blocks(model)
+    tokens, wanted = draw(1, 9, 192), torch.tensor([[3, 8]])
+    caches = [KeyValueCache(model.shape, 40, torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32)]
+    for chosen in (wanted, None):
+        result = model(tokens, caches[0], caches[0].consecutive(0, 9), chosen)
+        reference = exact(tokens.float(), caches[1], caches[1].consecutive(0, 9), chosen)
+        assert float((result - reference).norm()) < 0.03 * float(reference.norm())
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_no_rows_are_no_work() -> None:
+    layer = BlockedLinear(nn.Linear(64, 128, dtype=torch.bfloat16), avx512.Room())
+    assert layer(torch.zeros(0, 64, dtype=torch.bfloat16)).shape == (0, 128)
+
+
+def test_what_another_version_compiled_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(avx512, "import_module", lambda name: SimpleNamespace(has_avx512_bf16=1, has_amx=0))
+    avx512.find_kernels.cache_clear()
+    try:
+        assert "another version" in str(avx512.find_kernels())
+    finally:
+        avx512.find_kernels.cache_clear()
 
 
 # --- the three kinds of computer

@@ -189,9 +189,9 @@ char* scratch(size_t bytes) {
         ~Room() { std::free(data); }
     };
     static thread_local Room room;
-    if (room.size < bytes) {
+    if (!room.data || room.size < bytes) {
         std::free(room.data);
-        room.data = static_cast<char*>(std::aligned_alloc(64, bytes));
+        room.data = static_cast<char*>(std::aligned_alloc(64, larger(64, bytes)));
         room.size = room.data ? bytes : 0;
     }
     return room.data;
@@ -200,6 +200,7 @@ char* scratch(size_t bytes) {
 // x [rows][inputs] -> result [rows][outputs]. bias, residual: as of a tile.
 void multiply(long threads, long rows, long inputs, long outputs, const Half* x, const Half* weights, const Half* bias, const Half* residual,
               Half* result) {
+    if (!rows) return;
     const long blocks = outputs / BLOCK, tiles = divide_up(rows, TILE);
     const auto tile = [=](long row, long block, long together) {
         MULTIPLY[smaller(rows - row, TILE)][together](x + row * inputs, inputs, inputs / 2, weights + block * BLOCK * inputs,
@@ -537,7 +538,10 @@ bool has_avx512_bf16() {
 
 bool has_amx() {
     unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22);  // AMX-BF16
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & 1u << 27)) return false;             // the system says what registers it keeps
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & 1u << 22)) return false;    // AMX-BF16
+    asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (a >> 17 & 3) == 3;  // among them the tiles
 }
 
 PyObject* call_multiply(PyObject*, PyObject* arguments) {
@@ -619,11 +623,15 @@ PyMethodDef METHODS[] = {{nullptr, nullptr, 0, nullptr}};
 
 #endif
 
+// Counted up with every change of what avx512.py calls, or how: what was compiled before is not used then.
+constexpr long INTERFACE = 1;
+
 PyMODINIT_FUNC PyInit__avx512() {
     static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_avx512", "Kernels of avx512.cpp; see avx512.py.", -1, METHODS,
                                      nullptr, nullptr, nullptr, nullptr};
     PyObject* module = PyModule_Create(&definition);
-    if (module && (PyModule_AddIntConstant(module, "has_avx512_bf16", has_avx512_bf16()) || PyModule_AddIntConstant(module, "has_amx", has_amx())))
+    if (module && (PyModule_AddIntConstant(module, "interface", INTERFACE) || PyModule_AddIntConstant(module, "has_amx", has_amx()) ||
+                   PyModule_AddIntConstant(module, "has_avx512_bf16", has_avx512_bf16())))
         Py_CLEAR(module);
     return module;
 }

@@ -1,7 +1,7 @@
 """Products and attention in bfloat16 on x86 CPUs with AVX-512 BF16: the door to `avx512.cpp`, which is compiled at installation.
 
-Both are exact: sums in float32, one rounding at the end. Where there was no compiler, on another CPU, or should a trial give other numbers
-than torch, `most_rows` is 0 and torch multiplies: slower, and right. `describe` says which, and why.
+Both are exact in the way torch's own are: sums in float32, rounded where torch rounds. Where there was no compiler, on another CPU, or
+should a trial give other numbers than torch, `most_rows` is 0 and torch multiplies: slower, and right. `describe` says which, and why.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ BLOCK = 64
 HUGE_PAGE, CACHE_LINE = 2**21, 64
 """Bytes."""
 
+INTERFACE = 1
+"""Of `avx512.cpp`; what was compiled from another one is not used."""
+
 FEW_ROWS = 7
 """Rows that are multiplied at a time, and by one reading of the weights."""
 
@@ -33,7 +36,9 @@ def find_kernels() -> ModuleType | str:
     try:
         found = import_module("openvla_ros.policy.openvla._avx512")
     except ImportError as error:  # not compiled, or for another Python, or torch brought another library of threads
-        return f"they cannot be imported ({error}). Install a C++ compiler and the headers of Python, then this package again"
+        return f"they cannot be imported ({error}). Install GCC and the headers of Python, then this package again"
+    if getattr(found, "interface", None) != INTERFACE:
+        return "they were compiled from another version of the package. Install it again"
     if not found.has_avx512_bf16:
         return "this CPU has no AVX-512 BF16"
     return found if is_right(found) else "they gave other numbers than torch in a trial, so they are not used; please report this CPU"
@@ -51,12 +56,15 @@ def is_right(found: ModuleType) -> bool:
 
     with torch.inference_mode():
         weight, bias, tokens = draw(128, 96), draw(128), draw(9, 96)
-        blocks = block_weight(weight, Room())  # under a name: an address keeps nothing in memory
+        blocks = block_weight(weight, Room(slab_bytes=0))  # under a name: an address keeps nothing in memory
         product = run_multiply(found, tokens, blocks.data_ptr(), 128, bias)
-        query, key, value = draw(1, 2, 3, 72), draw(1, 2, 21, 72), draw(1, 2, 21, 72)
-        expected = functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
-        return (close(product, functional.linear(tokens.float(), weight.float(), bias.float()))
-                and close(run_attend(found, query, key, value, False), expected))
+        one = run_multiply(found, tokens[:1], blocks.data_ptr(), 128, bias)
+        good = [close(product, expected := functional.linear(tokens.float(), weight.float(), bias.float())), close(one, expected[:1])]
+        for queries, causal in ((3, False), (21, True)):  # by rows as they lie, and packed
+            query, key, value = draw(1, 2, queries, 72), draw(1, 2, 21, 72), draw(1, 2, 21, 72)
+            mixed = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=causal)
+            good.append(close(run_attend(found, query, key, value, causal), mixed))
+    return all(good)
 
 
 @lru_cache(maxsize=1)
@@ -115,10 +123,10 @@ def fits(layer: nn.Linear) -> bool:
 def multiply(tokens: Tensor, blocks: int, outputs: int, bias: Tensor | None) -> Tensor:
     """[..., inputs] bfloat16 by the weight in blocks at that address -> [..., outputs]. Call it where `most_rows` is not 0.
 
-    Raises TypeError for another type: what lies in memory is taken as it is.
+    Raises TypeError for another type or device: what lies in memory is taken as it is.
     """
-    if tokens.dtype != torch.bfloat16:
-        raise TypeError(f"weights are bfloat16, and the tokens to be multiplied by them are {tokens.dtype}")
+    if tokens.dtype != torch.bfloat16 or tokens.device.type != "cpu":
+        raise TypeError(f"weights are bfloat16 on a CPU, and the tokens to be multiplied by them are {tokens.dtype} on {tokens.device}")
     found = find_kernels()
     assert not isinstance(found, str), found
     return run_multiply(found, tokens.contiguous(), blocks, outputs, bias)
@@ -134,8 +142,10 @@ def run_multiply(found: ModuleType, tokens: Tensor, blocks: int, outputs: int, b
 
 def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attend` takes these, and is faster than torch for so many queries. It has no gradient."""
-    return (query.dtype == key.dtype == value.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] <= most_rows()
-            and query.shape[-1] % 2 == 0 and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1 and not torch.is_grad_enabled())
+    alike = (query.dtype == key.dtype == value.dtype == torch.bfloat16 and query.device == key.device == value.device
+             and key.shape == value.shape and query.shape[:2] == key.shape[:2] and query.shape[3] == key.shape[3])
+    return (alike and query.device.type == "cpu" and 0 < query.shape[2] <= most_rows() and query.shape[3] % 2 == 0
+            and query.stride(3) == key.stride(3) == value.stride(3) == 1 and not torch.is_grad_enabled())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
@@ -169,10 +179,16 @@ class Blocks:
         self.addresses = tuple(weight.data_ptr() for layer in layers for weight in layer)
 
 
-def can_decode(tokens: Tensor, head_width: int) -> bool:
-    """Whether `decode` takes these, and is faster than torch for so many. It has no gradient."""
-    return (tokens.dtype == torch.bfloat16 and tokens.device.type == "cpu" and tokens.shape[0] * tokens.shape[1] <= most_rows()
-            and head_width % 32 == 0 and not torch.is_grad_enabled())
+def can_decode(tokens: Tensor, cosine: Tensor, sine: Tensor, cache: Tensor, rows: int, end: int) -> bool:
+    """Whether `decode` takes these, and is faster than torch for so many tokens. It has no gradient.
+
+    rows: those of the cache that may be written. end: place behind the last token.
+    """
+    alike = all(tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" for tensor in (tokens, cosine, sine, cache))
+    batch, count, width = *tokens.shape[:2], cache.shape[5]
+    fits = cosine.shape == sine.shape == (count, width) and cosine.is_contiguous() and sine.is_contiguous() and width % 32 == 0
+    return (alike and fits and cache.stride()[4:] == (width, 1) and batch <= rows and end <= cache.shape[4]
+            and 0 < batch * count <= most_rows() and not torch.is_grad_enabled())
 
 
 def decode(blocks: Blocks, tokens: Tensor, cosine: Tensor, sine: Tensor, cache: Tensor, start: int, whole: bool) -> Tensor:
@@ -185,6 +201,10 @@ def decode(blocks: Blocks, tokens: Tensor, cosine: Tensor, sine: Tensor, cache: 
     """
     found, tokens = find_kernels(), tokens.contiguous()
     assert not isinstance(found, str), found
+    if tokens.shape[2] != blocks.numbers[0]:
+        raise ValueError(f"tokens have {tokens.shape[2]} features, and this decoder takes {blocks.numbers[0]}")
+    if not whole and len(blocks.layers) == 1:
+        return tokens
     result, (side, *strides) = torch.empty_like(tokens), cache.stride()[:4]
     keys = cache.data_ptr()
     found.decode(torch.get_num_threads(), *tokens.shape[:2], blocks.numbers, blocks.addresses, len(blocks.layers) - (not whole),

@@ -237,7 +237,8 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """Run [B, T, W] at `places`, extending the cache; float32 logits [B, S, vocab] behind the `wanted` tokens [B, S], None: all."""
         *layers, last = self.model.layers
-        in_a_row = places.seen is None and isinstance(places.slots, slice) and avx512.can_decode(tokens, self.shape.head_dim)
+        in_a_row = places.seen is None and isinstance(places.slots, slice) and avx512.can_decode(
+            tokens, places.cosine, places.sine, cache.memory, len(cache.keys[0]), places.end)
         blocks = self.in_blocks() if in_a_row else None
         if blocks is not None:
             start, whole = places.end - tokens.shape[1], wanted is None
