@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from openvla_ros.benchmark.table import agreement_table
 from openvla_ros.cli import app
 
 ENGINE = ("--sections", "engine", "--size", "tiny", "--rounds", "3", "--batch", "1,2")
@@ -129,3 +130,10 @@ def test_quantised_weights_by_themselves_load_no_others(capsys: pytest.CaptureFi
     engine = json.loads(capsys.readouterr().out)["engine"]
     assert list(modes_of(engine)) == ["ours, nf4"] and [start["weights"] for start in engine["starts"]] == ["nf4"]
     assert engine["modes"][0]["agreement"]["actions"] == 0 and engine["modes"][0]["ratio"] is None
+
+
+def test_a_mode_without_room_has_no_row() -> None:
+    """Such is the baseline of a 7B model on a small computer."""
+    agreement = {"actions": 3, "equal": 2, "flips": 1, "wrong": 0, "mean_action_error": 0.1}
+    modes = [{"name": "baseline", "exact": True, "skipped": "no room"}, {"name": "ours", "exact": True, "skipped": "", "agreement": agreement}]
+    assert agreement_table({"modes": modes}).row_count == 1

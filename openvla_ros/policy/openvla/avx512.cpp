@@ -4,7 +4,8 @@
 // weights are read once, from beginning to end, so that a pass of a few rows waits for the memory only, and one of many rows for the multipliers.
 //
 // Weights lie in blocks of 64 outputs: [outputs / 64][inputs / 2][64][2], as oneDNN packs them, too. One instruction multiplies two
-// inputs of 16 outputs. Keys and values of a head are copied into the same layout, so that one function does every product. Sums are float32.
+// inputs of 16 outputs. Keys and values that are read more than once are copied into the same layout, so that one
+// function does every product. Sums are float32.
 // Threads are those of torch's own pool: GOMP_parallel is found in the library that torch has loaded.
 
 #define PY_SSIZE_T_CLEAN
