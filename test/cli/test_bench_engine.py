@@ -135,5 +135,6 @@ def test_quantised_weights_by_themselves_load_no_others(capsys: pytest.CaptureFi
 def test_a_mode_without_room_has_no_row() -> None:
     """Such is the baseline of a 7B model on a small computer."""
     agreement = {"actions": 3, "equal": 2, "flips": 1, "wrong": 0, "mean_action_error": 0.1}
-    modes = [{"name": "baseline", "exact": True, "skipped": "no room"}, {"name": "ours", "exact": True, "skipped": "", "agreement": agreement}]
+    modes = [{"name": "baseline", "exact": True, "skipped": "no room"},
+             {"name": "ours", "exact": True, "skipped": "", "agreement": agreement}]
     assert agreement_table({"modes": modes}).row_count == 1
