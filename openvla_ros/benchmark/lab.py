@@ -24,11 +24,12 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
 from openvla_ros.benchmark.overhead import Answer
-from openvla_ros.cli.surroundings import PROFILE_VARIABLES, surroundings
+from openvla_ros.cli.surroundings import surroundings
 from openvla_ros.errors import ConfigurationError, OpenvlaRosError
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_ns
 from openvla_ros.ros.processes import Part, Process
 from openvla_ros.ros.supervisor import ORDERLY_CODES, PartDied, story
+from openvla_ros.ros.transport import PROFILE_VARIABLES
 
 TICK_S = 0.01
 """How often a condition is looked at."""

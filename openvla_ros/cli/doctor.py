@@ -23,6 +23,7 @@ from openvla_ros.contract import Check
 from openvla_ros.errors import OpenvlaRosError
 from openvla_ros.policy.catalogue import DEFAULT, DTYPES, QUANTIZATIONS, default_checkpoint
 from openvla_ros.policy.statistics import read_statistics
+from openvla_ros.ros.transport import image_profile
 from openvla_ros.share import share_folder
 
 PROBE_DEADLINE_S = 120.0
@@ -257,7 +258,7 @@ def ros_checks(found: dict[str, Any] | str, messages: dict[str, Any] | str, envi
 def profile_file() -> Path:
     """The Fast DDS profile of this package; only its name where the package lost its config folder."""
     try:
-        return share_folder() / "config" / "fastdds.xml"
+        return image_profile()
     except OpenvlaRosError:
         return Path("config/fastdds.xml")
 

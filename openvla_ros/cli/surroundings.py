@@ -9,9 +9,7 @@ from pathlib import Path
 
 from openvla_ros.errors import ConfigurationError
 from openvla_ros.ros.domain import free_domain
-from openvla_ros.share import share_folder
-
-PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # Fast DDS 2 (Humble, Jazzy) and 3
+from openvla_ros.ros.transport import PROFILE_VARIABLES, image_profile
 
 
 def surroundings(private: bool, domain: int | None) -> dict[str, str]:
@@ -29,7 +27,7 @@ def surroundings(private: bool, domain: int | None) -> dict[str, str]:
     if domain is not None:
         environment["ROS_DOMAIN_ID"] = str(domain)
     if not any(os.environ.get(name) for name in PROFILE_VARIABLES):
-        environment |= dict.fromkeys(PROFILE_VARIABLES, str(share_folder() / "config" / "fastdds.xml"))
+        environment |= dict.fromkeys(PROFILE_VARIABLES, str(image_profile()))
     return environment
 
 

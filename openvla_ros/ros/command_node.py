@@ -38,6 +38,7 @@ from openvla_ros.ros.parameters import Parameter, declare, read
 from openvla_ros.ros.priority import HIGHEST_REALTIME, be_on_time
 from openvla_ros.ros.profile import read_robot, read_urdf
 from openvla_ros.ros.teleop_listener import TeleopListener, read_joystick
+from openvla_ros.ros.transport import share_no_memory, shares_memory
 
 AT_START = "by starting the node again"
 IN_HOLD = "while the driver is HOLD; it holds from the next change to POLICY on"
@@ -167,6 +168,9 @@ class CommandNode(Node):  # type: ignore[misc]
         self.create_timer(1.0 / float(values["rate_hz"]), self._on_timer,
                           clock=self.get_clock() if self._simulated else self._steady)
         self._tick()  # says HOLD, also when simulated time does not run yet
+        if shares_memory():
+            self.get_logger().warning("this process shares memory with others through Fast DDS: one of them that is killed can silence the "
+                                      "arm's commands for ever. docs/safety.md, \"Shared memory\", says how to end that.")
 
     # ------------------------------------------------------------------ the tick
 
@@ -444,6 +448,7 @@ class CommandNode(Node):  # type: ignore[misc]
 
 def main(arguments: list[str] | None = None) -> int:
     """Console script `command_node`. Exit code 0 after SIGINT and SIGTERM, 2 when a parameter or the robot profile is wrong."""
+    share_no_memory()
     return live(CommandNode, arguments)
 
 

@@ -23,11 +23,14 @@ _claims: deque[IO[bytes]] = deque()
 
 
 def free_domain() -> int:
-    """A domain in which nobody on this computer listens, and which no other process has just chosen. Raises ConfigurationError."""
-    start = os.getpid()
+    """A domain in which nobody on this computer listens, and which no other process has just chosen. Raises ConfigurationError.
+
+    Never the one of the shell: what its other windows start later, a robot's driver for one, would be in it.
+    """
+    start, of_shell = os.getpid(), os.environ.get("ROS_DOMAIN_ID", "")
     for offset in range(len(DOMAINS)):
         domain = DOMAINS[(start + offset) % len(DOMAINS)]
-        claim = claim_domain(domain)
+        claim = None if str(domain) == of_shell else claim_domain(domain)
         if claim is None:
             continue
         if is_silent(domain):

@@ -6,6 +6,7 @@ Here the main thread only waits for a signal; the executor spins in a second thr
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -26,6 +27,13 @@ GRACE_S = 2.0
 """How long running callbacks (a forward pass, a model being loaded) may take to end; then the process leaves all the same."""
 
 
+LEAVE_WITHIN_S = 10.0
+"""Longest time from the signal to the end, whatever hangs: farewell, executor, middleware. Shorter than what a supervisor waits."""
+
+
+STDERR = 2  # the descriptor, whatever sys.stderr is bound to
+
+
 class Resident(Protocol):
     """What `live` needs of a node besides being one."""
 
@@ -37,13 +45,15 @@ class Resident(Protocol):
         """Set by the node itself when its work is done, or when a thread of its own broke: then `broken` says by what, if it has one."""
 
 
-def live(make_node: Callable[[], Node], arguments: list[str] | None = None, threads: int = 1) -> int:
+def live(make_node: Callable[[], Node], arguments: list[str] | None = None, threads: int = 1,
+         leave_within_s: float = LEAVE_WITHIN_S) -> int:
     """Make the node, spin it until SIGINT, SIGTERM or `finished`, and end in order. Returns the exit code.
 
     0 after a signal; 2 when the arguments, a parameter or a profile are wrong, with one line that says so; 1 when a callback
     raised.
 
     make_node: called after rclpy.init; must return a Resident node. threads: 1, or more for a MultiThreadedExecutor.
+    leave_within_s: when leaving takes longer, the process ends at once with code 1, and its log says where each thread stood.
     Leaves with os._exit when threads are left: Python would wait for those of the executor for ever, and taking the
     interpreter down under one that is inside torch aborts the process.
     """
@@ -75,6 +85,8 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
     thread.start()
     while not leave.wait(0.2) and not node.finished.is_set():  # type: ignore[attr-defined]
         pass
+    # A thread in C, so that neither a lock of ours nor a call that never comes back from the middleware can hold the process.
+    faulthandler.dump_traceback_later(leave_within_s, exit=True, file=STDERR)
     broken: BaseException | None = getattr(node, "broken", None)
     if broken is not None:
         failure.append(broken)
@@ -96,4 +108,5 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    faulthandler.cancel_dump_traceback_later()
     return code

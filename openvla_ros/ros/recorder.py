@@ -32,7 +32,7 @@ from openvla_ros.bags.scribe import Bag, Progress, QueueLimits, Scribe
 from openvla_ros.bags.write import WriteSettings, make_folder
 from openvla_ros.errors import BagError, ConfigurationError
 from openvla_ros.ros.diagnostics import ERROR, OK, WARN, Diagnostics, Health
-from openvla_ros.ros.lifetime import live
+from openvla_ros.ros.lifetime import LEAVE_WITHIN_S, live
 from openvla_ros.ros.player import message_class
 from openvla_ros.ros.recorder_facts import Facts
 from openvla_ros.ros.recorder_topics import Choice, Ear
@@ -324,7 +324,7 @@ def record(options: RecordOptions, on_progress: Callable[[View], None] | None = 
         made.append(Recorder(options, on_progress))
         return made[0]
 
-    code = live(make, arguments=[])
+    code = live(make, arguments=[], leave_within_s=SETTLE_S + DRAIN_S + LEAVE_WITHIN_S)
     if not made or code:
         raise BagError("recording ended by a fault of the recorder; its log above says which.")
     return made[0].result()

@@ -58,8 +58,9 @@ class World(Node):
         self.operator = self.create_publisher(String, "instruction", NEWEST_RELIABLE)
         self.change = self.create_client(ChangeState, "policy_node/change_state")
         self.set_parameters = self.create_client(SetParameters, "policy_node/set_parameters")
-        self.ask = self.create_client(GetState, "policy_node/get_state")
         self.goals = ActionClient(self, ExecuteInstruction, "execute_instruction")
+        self.ask = self.create_client(GetState, "policy_node/get_state")  # the last reader that is made here: see `meet`
+        self.met = False
         self._seed = 0
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
@@ -90,7 +91,21 @@ class World(Node):
                 meanwhile()
             time.sleep(0.03)
 
+    def meet(self) -> None:
+        """Wait until policy_node can answer: an answer is lost when the client's reader was not found yet, and only the node can tell.
+
+        A participant's readers are found in the order in which they were made, so once the last one gets its answers all do.
+        """
+        future, ask_at = None, 0.0
+        while not self.met:
+            assert self.ask.wait_for_service(DEADLINE_S)
+            if time.monotonic() >= ask_at:
+                future, ask_at = self.ask.call_async(GetState.Request()), time.monotonic() + 1.0
+            time.sleep(0.005)
+            self.met = future is not None and future.done()
+
     def call(self, client: Any, request: Any) -> Any:
+        self.meet()
         assert client.wait_for_service(DEADLINE_S)
         return self.finish(client.call_async(request))
 
@@ -368,6 +383,7 @@ def test_instruction_as_an_action(world: World, start: Callable[..., subprocess.
     feedback: list[Any] = []
 
     def send(**limits: Any) -> Any:
+        world.meet()
         assert world.goals.wait_for_server(DEADLINE_S)
         goal = ExecuteInstruction.Goal(instruction="lift the lid", **limits)
         return world.finish(world.goals.send_goal_async(goal, feedback_callback=feedback.append))
@@ -437,7 +453,7 @@ def test_signals_end_the_node_in_every_state(world: World, start: Callable[..., 
                                              state: str, number: signal.Signals) -> None:
     process = start(checkpoint=shared / "golden" / "tiny_fused" / "checkpoint", unnorm_key="bridge_orig", dtype="float32",
                     threads=1, max_observation_age_s=5.0)
-    assert world.change.wait_for_service(DEADLINE_S)
+    world.meet()
     if state == "configuring":
         world.change.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
         world.until(lambda: world.state() == "configuring", "configuring")

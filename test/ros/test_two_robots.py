@@ -19,7 +19,7 @@ pytest.importorskip("rclpy", reason="needs ROS")
 import rclpy
 from geometry_msgs.msg import TwistStamped
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import ChangeState, GetState
 from openvla_msgs.msg import ActionChunk, CommandReport
 from openvla_msgs.srv import SetDriver
 from rclpy.executors import SingleThreadedExecutor
@@ -55,6 +55,7 @@ class Robot(Node):
         self.lifecycle = self.create_client(ChangeState, "policy_node/change_state")
         self.set_driver = self.create_client(SetDriver, "set_driver")
         self.stop = self.create_client(Trigger, "emergency_stop")
+        self.ask = self.create_client(GetState, "policy_node/get_state")  # the last reader that is made here: see `meet`
         self._pictures = np.random.default_rng(len(name))
         self.create_timer(1 / 15, self._film)
 
@@ -77,8 +78,19 @@ class Robot(Node):
         self.until(future.done, f"an answer of {client.srv_name}")
         return future.result()
 
+    def meet(self) -> None:
+        """Wait until policy_node can answer: an answer is lost when the client's reader was not found yet, and only the node can tell."""
+        answers: list[Any] = []
+        while not any(answer.done() for answer in answers):
+            assert len(answers) < DEADLINE_S and self.ask.wait_for_service(DEADLINE_S)
+            answers.append(self.ask.call_async(GetState.Request()))
+            end = time.monotonic() + 1.0
+            while not answers[-1].done() and time.monotonic() < end:
+                time.sleep(0.01)
+
     def begin(self) -> None:
         """Configure and activate the policy."""
+        self.meet()
         for number in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
             assert self.call(self.lifecycle, ChangeState.Request(transition=Transition(id=number))).success
         self.until(lambda: any(chunk.steps for chunk in self.chunks), "chunks")
