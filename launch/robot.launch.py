@@ -24,6 +24,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 from openvla_ros.ros.profile import read_robot
+from openvla_ros.ros.transport import PROFILE_VARIABLES
 
 CONFIG = Path(get_package_share_directory("openvla_ros")) / "config"
 
@@ -116,9 +117,9 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         arguments=["--ros-args", "--log-level", value("log_level")])
 
     entities: list[LaunchDescriptionEntity] = []
-    if not os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE"):
+    if not any(os.environ.get(name) for name in PROFILE_VARIABLES):
         # Raw images over best effort get lost on the default settings of Fast DDS; the camera driver needs the same file.
-        entities.append(SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", str(CONFIG / "fastdds.xml")))
+        entities += [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml")) for name in PROFILE_VARIABLES]
     if value("autostart") == "true":
         entities += autostart(policy)
     entities.append(RegisterEventHandler(OnProcessExit(target_action=command, on_exit=end)))

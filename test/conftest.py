@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -22,6 +23,7 @@ hypothesis.settings.load_profile("openvla_ros")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 WHEELS_GUARD = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"  # set in every process that runs on ROS wheels from PyPI
+ANSWER_S, AGAIN_S = 60.0, 5.0
 DOMAINS = itertools.cycle(random.sample(range(1, 101), k=100))  # the next test does not get the domain that was just used
 
 
@@ -132,6 +134,27 @@ def ros_environment(ros_domain_id: int, tmp_path: Path) -> dict[str, str]:
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(tmp_path / "ros_log"),
     }
+
+
+@pytest.fixture(scope="session")
+def ask_service() -> Callable[[Any, Any], Any]:
+    """(client, request) -> the answer of a node that spins in another thread; fails after ANSWER_S.
+
+    Asked again every AGAIN_S, so only for what may be done twice: an answer is lost when the node has not found the client's reader yet,
+    and only the node can tell. Readers are found in the order in which they were made: once one gets its answer, all before it will.
+    """
+    def ask(client: Any, request: Any) -> Any:
+        end, answers = time.monotonic() + ANSWER_S, list[Any]()
+        assert client.wait_for_service(ANSWER_S), client.srv_name
+        while not any(answer.done() for answer in answers):
+            assert time.monotonic() < end, f"waited {ANSWER_S} s for an answer of {client.srv_name}"
+            answers.append(client.call_async(request))
+            patience = time.monotonic() + AGAIN_S
+            while not any(answer.done() for answer in answers) and time.monotonic() < patience:
+                time.sleep(0.005)
+        return next(answer for answer in answers if answer.done()).result()
+
+    return ask
 
 
 @pytest.fixture(scope="session")

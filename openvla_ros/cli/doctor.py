@@ -23,7 +23,7 @@ from openvla_ros.contract import Check
 from openvla_ros.errors import OpenvlaRosError
 from openvla_ros.policy.catalogue import DEFAULT, DTYPES, QUANTIZATIONS, default_checkpoint
 from openvla_ros.policy.statistics import read_statistics
-from openvla_ros.ros.transport import image_profile
+from openvla_ros.ros.transport import PROFILE_VARIABLES, image_profile
 from openvla_ros.share import share_folder
 
 PROBE_DEADLINE_S = 120.0
@@ -229,7 +229,7 @@ def ros_checks(found: dict[str, Any] | str, messages: dict[str, Any] | str, envi
         f", and {sourced[0]} is sourced as well: libraries of the two get mixed. Use a shell in which only one is active."
         if own and sourced else ""))]
     rmw = found["rmw"]
-    profile = environment.get("FASTRTPS_DEFAULT_PROFILES_FILE") or environment.get("FASTDDS_DEFAULT_PROFILES_FILE")
+    profile = next(filter(None, map(environment.get, PROFILE_VARIABLES)), None)
     if "fastrtps" not in rmw:
         checks.append(Check("middleware", True, rmw))
     elif profile and not Path(profile).is_file():

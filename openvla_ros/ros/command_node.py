@@ -20,6 +20,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.utilities import get_rmw_implementation_identifier
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -448,7 +449,7 @@ class CommandNode(Node):  # type: ignore[misc]
 
 def main(arguments: list[str] | None = None) -> int:
     """Console script `command_node`. Exit code 0 after SIGINT and SIGTERM, 2 when a parameter or the robot profile is wrong."""
-    share_no_memory()
+    share_no_memory(get_rmw_implementation_identifier())
     return live(CommandNode, arguments)
 
 

@@ -25,6 +25,7 @@ from std_msgs.msg import String
 from openvla_ros.contract import Check
 from openvla_ros.observation.assemble import FrameJudge, FrameLimits
 from openvla_ros.ros.convert import LATCHED, NEWEST_RELIABLE, to_ns
+from openvla_ros.ros.transport import PROFILE_VARIABLES
 
 DISCOVERY_S = 1.5
 """Discovery is over when nothing new was seen for so long. Processes on an idle computer find each other in 0.05 to 0.3 s."""
@@ -253,7 +254,7 @@ class Visitor(Node):
         if len(publishers) > 1:
             checks.append(Check(f"{name} publishers", False, f"{len(publishers)}: {endpoints(publishers)}. Two cameras on one topic "
                                 "alternate between two views; stop or remap one."))
-        profile = os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE")
+        profile = any(os.environ.get(name) for name in PROFILE_VARIABLES)
         best_effort = [info for info in publishers if info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT]
         lossy = kind is Image and bool(best_effort) and not profile and "fastrtps" in rclpy.get_rmw_implementation_identifier()
         checks.append(Check(f"{name} QoS", True, describe(publishers[0].qos_profile) + (

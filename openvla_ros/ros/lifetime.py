@@ -28,7 +28,8 @@ GRACE_S = 2.0
 
 
 LEAVE_WITHIN_S = 10.0
-"""Longest time from the signal to the end, whatever hangs: farewell, executor, middleware. Shorter than what a supervisor waits."""
+"""Longest time from the signal to the end, if a lock, a thread or the disk hangs. Shorter than what `openvla-ros run` waits. A call of the
+middleware that never comes back holds Python's interpreter lock, so that the signal is not even seen: see `tether.py`."""
 
 
 STDERR = 2  # the descriptor, whatever sys.stderr is bound to
@@ -85,7 +86,6 @@ def live(make_node: Callable[[], Node], arguments: list[str] | None = None, thre
     thread.start()
     while not leave.wait(0.2) and not node.finished.is_set():  # type: ignore[attr-defined]
         pass
-    # A thread in C, so that neither a lock of ours nor a call that never comes back from the middleware can hold the process.
     faulthandler.dump_traceback_later(leave_within_s, exit=True, file=STDERR)
     broken: BaseException | None = getattr(node, "broken", None)
     if broken is not None:

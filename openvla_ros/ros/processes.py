@@ -13,7 +13,7 @@ from pathlib import Path
 BOOTSTRAP_GUARD = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"
 
 STOP_GRACE_S = 12.0
-"""From SIGTERM to SIGKILL. A node leaves by itself within `2 * lifetime.GRACE_S` and its last words."""
+"""From SIGTERM to SIGKILL. A node leaves by itself within `lifetime.LEAVE_WITHIN_S`."""
 
 
 @dataclass(frozen=True)

@@ -324,7 +324,7 @@ def record(options: RecordOptions, on_progress: Callable[[View], None] | None = 
         made.append(Recorder(options, on_progress))
         return made[0]
 
-    code = live(make, arguments=[], leave_within_s=SETTLE_S + DRAIN_S + LEAVE_WITHIN_S)
+    code = live(make, arguments=[], leave_within_s=SETTLE_S + 2.0 * DRAIN_S + LEAVE_WITHIN_S)
     if not made or code:
         raise BagError("recording ended by a fault of the recorder; its log above says which.")
     return made[0].result()

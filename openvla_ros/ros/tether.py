@@ -2,51 +2,64 @@
 
 `python -m openvla_ros.ros.tether PARENT_PID module:function [arguments...]`. When the parent dies, even by SIGKILL, the
 kernel sends this process SIGTERM: a node then says its last word (zeros, stop) and leaves within its grace. One that does
-not is ended here, as its parent would have done.
+not is ended by a guard, a small process of its own: a node that is stuck in the middleware holds Python's interpreter lock,
+and nothing that is written in Python runs in it any more.
 """
 
 from __future__ import annotations
 
-import _thread
 import ctypes
 import os
-import select
 import signal
 import sys
-import time
 from importlib import import_module
+from pathlib import Path
 
 from openvla_ros.ros.processes import STOP_GRACE_S
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+GUARD = Path(__file__).with_name("guard.py")
+
 
 def tie_to(parent_pid: int, grace_s: float = STOP_GRACE_S) -> None:
-    """Ask the kernel for SIGTERM at the parent's death, and SIGKILL ourselves when that did not end us within grace_s.
+    """Let the kernel send SIGTERM at the parent's death, and a guard SIGKILL grace_s later.
 
-    Leaves at once when the parent is dead already. Linux only, else no effect.
+    Leaves at once when the parent is dead already. Linux only, else no effect; without a guard where the system has no pidfd (Linux
+    before 5.3) or forbids it. To be called before there are threads.
     """
     if sys.platform != "linux":
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
+    signal_at_death(signal.SIGTERM)
     try:
         parent = os.pidfd_open(parent_pid)
-    except ProcessLookupError:
-        sys.exit(1)
+    except (AttributeError, OSError):
+        parent = -1
     if os.getppid() != parent_pid:  # it died between our start and the lines above: the kernel will not say so any more
         sys.exit(1)
-    _thread.start_new_thread(_outlive_not, (parent, grace_s))  # unseen by `threading`: nobody waits for it, nor hurries because of it
+    if parent >= 0:
+        guard(os.getpid(), parent, grace_s)
+        os.close(parent)
 
 
-def _outlive_not(parent: int, grace_s: float) -> None:
-    """parent: its file descriptor, readable once it is dead."""
-    dead = select.poll()
-    dead.register(parent, select.POLLIN)
-    dead.poll()
-    time.sleep(grace_s)
-    os.kill(os.getpid(), signal.SIGKILL)
+def guard(node_pid: int, parent: int, grace_s: float) -> None:
+    """Start what kills the node grace_s after its parent's death. parent: file descriptor, readable then."""
+    if os.fork() != 0:
+        return
+    try:
+        signal_at_death(signal.SIGKILL)  # it lives no longer than the node
+        os.set_inheritable(parent, True)
+        if os.getppid() == node_pid:
+            os.execv(sys.executable, [sys.executable, "-I", "-S", str(GUARD), str(node_pid), str(parent), str(grace_s)])
+    finally:
+        os._exit(1)
+
+
+def signal_at_death(number: int) -> None:
+    """Ask the kernel for a signal at the death of the process that started this one. Raises OSError."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
 
 
 def main() -> None:

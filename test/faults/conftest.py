@@ -94,6 +94,8 @@ except ImportError:  # the marker `ros` skips every scenario, with the reason
 
 DEADLINE_S = 20.0
 """How long anything is waited for, on a machine that is busy with other things."""
+Ask = Callable[[Any, Any], Any]
+"""(client, request) -> answer."""
 QUIET_S = 0.4
 """How long silence is listened to; a dozen ticks."""
 AGE_S, RESUME_S = 1.0, 0.3
@@ -112,8 +114,9 @@ class World(Node):
 
     age_s, stop_s, tick_s, ramp_s, quiet_s, full = AGE_S, STOP_S, TICK_S, RAMP_S, QUIET_S, FULL
 
-    def __init__(self, context: rclpy.Context, namespace: str, stops: list[Stop]) -> None:
+    def __init__(self, context: rclpy.Context, namespace: str, stops: list[Stop], call: Ask) -> None:
         super().__init__("world", context=context, namespace=namespace)
+        self.call = call
         self.output = "servo_twist"
         self._stops = stops
         self.twists: list[TwistStamped] = []
@@ -162,17 +165,6 @@ class World(Node):
                 f"health {[f'{name}: {status.message}' for name, status in self.health.items()]}")
             meanwhile()
             time.sleep(0.005)
-
-    def call(self, client: Any, request: Any) -> Any:
-        assert client.wait_for_service(DEADLINE_S), client.srv_name
-        for _ in range(3):  # an answer is lost when the server has not discovered the client's reader yet
-            future, patience = client.call_async(request), time.monotonic() + 5.0
-            while not future.done() and time.monotonic() < patience:
-                time.sleep(0.005)
-            if future.done():
-                break
-        self.until(future.done, f"an answer of {client.srv_name}")
-        return future.result()
 
     def choose(self, driver: str) -> Any:
         return self.call(self.set_driver, SetDriver.Request(driver=getattr(SetDriver.Request, driver)))
@@ -516,10 +508,10 @@ class Child:
 class Stage:
     """One ROS domain with a world in it, and the nodes that a scenario starts there."""
 
-    def __init__(self, domain_id: int, environment: dict[str, str], folder: Path, stops: list[Stop]) -> None:
+    def __init__(self, domain_id: int, environment: dict[str, str], folder: Path, stops: list[Stop], call: Ask) -> None:
         self.environment = environment | {"ROS_DOMAIN_ID": str(domain_id), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
                                           "ROS_LOG_DIR": str(folder / "ros_log")}
-        self.folder, self._domain_id, self._stops = folder, domain_id, stops
+        self.folder, self._domain_id, self._stops, self._call = folder, domain_id, stops, call
         self._children: list[Child] = []
         self._leave = ExitStack()
 
@@ -527,7 +519,7 @@ class Stage:
         """A world whose callbacks run in a thread of their own."""
         context = rclpy.Context()
         rclpy.init(context=context, domain_id=self._domain_id)
-        world, executor = World(context, namespace, self._stops), SingleThreadedExecutor(context=context)
+        world, executor = World(context, namespace, self._stops, self._call), SingleThreadedExecutor(context=context)
         executor.add_node(world)
         thread = threading.Thread(target=executor.spin, name="world", daemon=True)
         thread.start()
@@ -575,12 +567,12 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stages(hold_domain: Callable[[], AbstractContextManager[int]], clean_environment: dict[str, str],
-           tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Callable[[], Stage]]:
+           tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config, ask_service: Ask) -> Iterator[Callable[[], Stage]]:
     """Make stages, each in a ROS domain of its own. All end with the module."""
     with ExitStack() as stack:
         def make() -> Stage:
             number = stack.enter_context(hold_domain())
-            stage = Stage(number, clean_environment, tmp_path_factory.mktemp("stage"), pytestconfig.stash[STOPS])
+            stage = Stage(number, clean_environment, tmp_path_factory.mktemp("stage"), pytestconfig.stash[STOPS], ask_service)
             stack.callback(stage.close)
             return stage
 

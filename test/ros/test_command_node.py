@@ -61,8 +61,9 @@ HOLD, POLICY, HUMAN = SetDriver.Request.HOLD, SetDriver.Request.POLICY, SetDrive
 class World(Node):
     """Policy, operator, arm and clock in the test's own process."""
 
-    def __init__(self, context: rclpy.Context, namespace: str) -> None:
+    def __init__(self, context: rclpy.Context, namespace: str, call: Callable[[Any, Any], Any]) -> None:
         super().__init__("world", context=context, namespace=namespace)
+        self.call = call
         self.twists: list[TwistStamped] = []
         self.reports: list[CommandReport] = []
         self.drivers: list[str] = []
@@ -133,17 +134,6 @@ class World(Node):
             assert time.monotonic() < end, (f"waited {DEADLINE_S} s for: {what}; drivers {self.drivers[-3:]}, reasons "
                                             f"{[report.stop_reason for report in self.reports[-3:]]}, heard {heard[-1:]}")
             time.sleep(0.005)
-
-    def call(self, client: Any, request: Any) -> Any:
-        assert client.wait_for_service(DEADLINE_S)
-        for _ in range(3):  # an answer is lost when the server has not discovered the client's reader yet
-            future, patience = client.call_async(request), time.monotonic() + 5.0
-            while not future.done() and time.monotonic() < patience:
-                time.sleep(0.005)
-            if future.done():
-                break
-        self.until(future.done, "an answer")
-        return future.result()
 
     def choose(self, driver: int) -> SetDriver.Response:
         return self.call(self.set_driver, SetDriver.Request(driver=driver))
@@ -234,7 +224,7 @@ def speed(twist: TwistStamped) -> float:
 
 
 @pytest.fixture
-def meet(ros_domain_id: int) -> Iterator[Callable[..., World]]:
+def meet(ros_domain_id: int, ask_service: Callable[[Any, Any], Any]) -> Iterator[Callable[..., World]]:
     """Make the world, in a namespace if wanted; it spins in a thread of its own."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain_id)
@@ -242,7 +232,7 @@ def meet(ros_domain_id: int) -> Iterator[Callable[..., World]]:
     nodes: list[World] = []
 
     def make(namespace: str = "") -> World:
-        nodes.append(World(context, namespace))
+        nodes.append(World(context, namespace, ask_service))
         executor.add_node(nodes[-1])
         thread.start()
         return nodes[-1]

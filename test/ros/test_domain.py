@@ -30,11 +30,21 @@ def test_a_domain_in_use_is_not_taken(hold_domain: Callable[[], AbstractContextM
     with hold_domain() as busy:
         pass
     monkeypatch.setattr(os, "getpid", lambda: DOMAINS.index(busy))  # the search begins there
+    monkeypatch.delenv("ROS_DOMAIN_ID", raising=False)
     for port in (7400 + 250 * busy, 7410 + 250 * busy):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as somebody:
             somebody.bind(("", port))
             assert free_domain() != busy
     assert free_domain() == busy
+
+
+def test_the_domain_of_the_shell_is_not_taken(hold_domain: Callable[[], AbstractContextManager[int]],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold_domain() as silent:
+        pass
+    monkeypatch.setattr(os, "getpid", lambda: DOMAINS.index(silent))  # the search begins there
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(silent))
+    assert free_domain() != silent
 
 
 def test_processes_that_start_together_choose_different_ones(clean_environment: dict[str, str]) -> None:

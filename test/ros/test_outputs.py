@@ -89,8 +89,9 @@ CASES = {
 class World(Node):
     """Policy, operator and observer in the test's own process."""
 
-    def __init__(self, context: rclpy.Context, robot: str) -> None:
+    def __init__(self, context: rclpy.Context, robot: str, call: Callable[[Any, Any], Any]) -> None:
         super().__init__("world", context=context)
+        self.call = call
         self.profile = read_robot(robot)
         urdf = (Path(__file__).parents[2] / "config" / "robots" / self.profile.arm.urdf).read_text()
         self.kinematics = Kinematics(urdf, self.profile.arm.ee_link, self.profile.arm.joints, self.profile.base_frame)
@@ -125,17 +126,6 @@ class World(Node):
             assert time.monotonic() < end, (f"waited {DEADLINE_S} s for: {what}; drivers {self.drivers[-3:]}, "
                                             f"reasons {[report.stop_reason for report in self.reports[-3:]]}, heard {heard[-1:]}")
             time.sleep(0.005)
-
-    def call(self, client: Any, request: Any) -> Any:
-        assert client.wait_for_service(DEADLINE_S), client.srv_name
-        for _ in range(3):  # an answer is lost when the server has not discovered the client's reader yet
-            future, patience = client.call_async(request), time.monotonic() + 5.0
-            while not future.done() and time.monotonic() < patience:
-                time.sleep(0.005)
-            if future.done():
-                break
-        self.until(future.done, "an answer")
-        return future.result()
 
     def ask_for_policy(self) -> str:
         """Empty when it was given, else the reason why not."""
@@ -236,7 +226,7 @@ def start(ros_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
 
 
 @pytest.fixture
-def meet(ros_domain_id: int) -> Iterator[Callable[..., World]]:
+def meet(ros_domain_id: int, ask_service: Callable[[Any, Any], Any]) -> Iterator[Callable[..., World]]:
     """Make the world; it spins in a thread of its own."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain_id)
@@ -245,7 +235,7 @@ def meet(ros_domain_id: int) -> Iterator[Callable[..., World]]:
     nodes: list[World] = []
 
     def make(robot: str) -> World:
-        nodes.append(World(context, robot))
+        nodes.append(World(context, robot, ask_service))
         executor.add_node(nodes[0])
         thread.start()
         return nodes[0]

@@ -46,7 +46,7 @@ QUIET_S = 0.4
 class World(Node):
     """Camera, operator and listener in the test's own process."""
 
-    def __init__(self, context: rclpy.Context) -> None:
+    def __init__(self, context: rclpy.Context, ask_service: Callable[[Any, Any], Any]) -> None:
         super().__init__("world", context=context)
         self.chunks: list[ActionChunk] = []
         self.health: dict[str, DiagnosticStatus] = {}
@@ -60,7 +60,7 @@ class World(Node):
         self.set_parameters = self.create_client(SetParameters, "policy_node/set_parameters")
         self.goals = ActionClient(self, ExecuteInstruction, "execute_instruction")
         self.ask = self.create_client(GetState, "policy_node/get_state")  # the last reader that is made here: see `meet`
-        self.met = False
+        self.ask_service, self.met = ask_service, False
         self._seed = 0
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
@@ -92,17 +92,10 @@ class World(Node):
             time.sleep(0.03)
 
     def meet(self) -> None:
-        """Wait until policy_node can answer: an answer is lost when the client's reader was not found yet, and only the node can tell.
-
-        A participant's readers are found in the order in which they were made, so once the last one gets its answers all do.
-        """
-        future, ask_at = None, 0.0
-        while not self.met:
-            assert self.ask.wait_for_service(DEADLINE_S)
-            if time.monotonic() >= ask_at:
-                future, ask_at = self.ask.call_async(GetState.Request()), time.monotonic() + 1.0
-            time.sleep(0.005)
-            self.met = future is not None and future.done()
+        """Wait until policy_node can answer: most of what it is asked cannot be asked twice."""
+        if not self.met:
+            self.ask_service(self.ask, GetState.Request())
+        self.met = True
 
     def call(self, client: Any, request: Any) -> Any:
         self.meet()
@@ -130,10 +123,10 @@ class World(Node):
 
 
 @pytest.fixture
-def world(ros_domain_id: int) -> Iterator[World]:
+def world(ros_domain_id: int, ask_service: Callable[[Any, Any], Any]) -> Iterator[World]:
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain_id)
-    node = World(context)
+    node = World(context, ask_service)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     thread = threading.Thread(target=executor.spin, daemon=True)

@@ -54,8 +54,9 @@ REST = [0.0, -0.3, 0.2, 0.0, 1.4, 0.0]
 class World(Node):
     """Hears everything, and plays the controllers' client."""
 
-    def __init__(self, context: rclpy.Context) -> None:
+    def __init__(self, context: rclpy.Context, call: Callable[[Any, Any], Any]) -> None:
         super().__init__("world", context=context)
+        self.call = call
         self.heard_s = math.inf  # when the simulation was there [steady time]
         self.clocks: list[int] = []
         self.states: list[JointState] = []
@@ -98,17 +99,6 @@ class World(Node):
     def arrive(self, positions: list[float], at: slice = slice(0, 6), within: float = 5e-3) -> None:
         self.until(lambda: np.allclose(self.positions()[at], positions, atol=within), f"joints at {positions}")
 
-    def call(self, client: Any, request: Any) -> Any:
-        assert client.wait_for_service(DEADLINE_S)
-        asked = [client.call_async(request)]
-        end = time.monotonic() + DEADLINE_S
-        while not any(answer.done() for answer in asked):
-            assert time.monotonic() < end, client.srv_name
-            time.sleep(0.01)
-            if time.monotonic() > end - DEADLINE_S + 5.0 * len(asked):
-                asked.append(client.call_async(request))  # an answer may be lost before its reader matched
-        return next(answer for answer in asked if answer.done()).result()
-
     def reset(self, seed: int) -> ResetScene.Response:
         response: ResetScene.Response = self.call(self.resets, ResetScene.Request(seed=seed))
         self.pass_time(0.1)
@@ -146,10 +136,10 @@ def process(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def running(process: subprocess.Popen[bytes]) -> Iterator[World]:
+def running(process: subprocess.Popen[bytes], ask_service: Callable[[Any, Any], Any]) -> Iterator[World]:
     context = rclpy.Context()
     rclpy.init(context=context)
-    world, executor = World(context), SingleThreadedExecutor(context=context)
+    world, executor = World(context, ask_service), SingleThreadedExecutor(context=context)
     executor.add_node(world)
     thread = threading.Thread(target=executor.spin)
     thread.start()

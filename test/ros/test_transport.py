@@ -15,7 +15,7 @@ from openvla_ros.ros.transport import PROFILE_VARIABLES, command_profile, image_
 
 DEADLINE_S = 20.0
 
-COMMAND_NODE = [sys.executable, "-m", "openvla_ros.ros.command_node", "--ros-args", "-p", "robot:=wx250s_replay"]
+COMMAND_NODE = [sys.executable, "-m", "openvla_ros.ros.command_node", "--ros-args", "-p", "robot:=wx250s", "-p", "dry_run:=true"]
 
 PEER = """
 import sys, time
@@ -35,32 +35,56 @@ print(heard[0].data if heard else "nothing", shares_memory(), flush=True)
 
 
 def test_which_profile_is_chosen(tmp_path: Path) -> None:
-    own = tmp_path / "own.xml"
-    shutil.copy(image_profile(), own)
+    own, copied, images = tmp_path / "own.xml", tmp_path / "fastdds.xml", str(image_profile())
+    own.write_text(image_profile().read_text() + "<!-- mine -->")
+    shutil.copy(image_profile(), copied)
+    everywhere, here = command_profile(), command_profile(localhost=True)
     for given, profile, scope in (
-            ({}, command_profile(), None),
-            ({"FASTRTPS_DEFAULT_PROFILES_FILE": str(image_profile())}, command_profile(), None),
+            ({}, everywhere, None),
+            ({"FASTRTPS_DEFAULT_PROFILES_FILE": images}, everywhere, None),
+            ({"FASTRTPS_DEFAULT_PROFILES_FILE": str(copied)}, everywhere, None),
             ({"FASTDDS_DEFAULT_PROFILES_FILE": str(own)}, None, None),
             ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/no/such/file.xml"}, None, None),
-            ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "localhost", "ROS_STATIC_PEERS": ""}, command_profile(localhost=True), "SYSTEM_DEFAULT"),
-            ({"ROS_LOCALHOST_ONLY": "1"}, command_profile(localhost=True), "SYSTEM_DEFAULT"),
+            ({"FASTDDS_BUILTIN_TRANSPORTS": "DEFAULT"}, everywhere, None),
+            ({"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}, None, None),
+            ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "localhost", "ROS_STATIC_PEERS": ""}, here, "SYSTEM_DEFAULT"),
+            ({"ROS_LOCALHOST_ONLY": "1"}, here, "SYSTEM_DEFAULT"),
+            ({"ROS_LOCALHOST_ONLY": "1", "ROS_STATIC_PEERS": "10.0.0.1"}, here, "SYSTEM_DEFAULT"),
             ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": "10.0.0.1"}, None, "LOCALHOST"),
-            ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET", "ROS_STATIC_PEERS": "10.0.0.1"}, command_profile(), "SUBNET")):
+            ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET", "ROS_STATIC_PEERS": "10.0.0.1"}, everywhere, "SUBNET")):
         environment = dict(given)
-        share_no_memory(environment)
+        share_no_memory("rmw_cyclonedds_cpp", environment)
+        assert environment == given, "a middleware that has no such profiles"
+        share_no_memory("rmw_fastrtps_cpp", environment)
         if profile is None:
             assert environment == given
         else:
             assert {environment[name] for name in PROFILE_VARIABLES} == {str(profile)} and profile.is_file()
         assert environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == scope
-        assert (scope != "SYSTEM_DEFAULT") or "ROS_LOCALHOST_ONLY" not in environment
+        assert scope != "SYSTEM_DEFAULT" or "ROS_LOCALHOST_ONLY" not in environment
+
+
+def test_a_lost_config_folder_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(transport, "share_folder", lambda: tmp_path)
+    environment = {"ROS_LOCALHOST_ONLY": "1"}
+    share_no_memory("rmw_fastrtps_cpp", environment)
+    assert environment == {"ROS_LOCALHOST_ONLY": "1"}
+
+
+@pytest.fixture
+def plain_environment(ros_environment: dict[str, str]) -> dict[str, str]:
+    """Without what the developer's shell says about transports."""
+    rclpy = pytest.importorskip("rclpy", reason="needs ROS")
+    if "fastrtps" not in rclpy.get_rmw_implementation_identifier():
+        pytest.skip("another middleware than Fast DDS")
+    return {name: value for name, value in ros_environment.items() if name not in (*PROFILE_VARIABLES, "FASTDDS_BUILTIN_TRANSPORTS")}
 
 
 @pytest.mark.ros
 @pytest.mark.parametrize("scope", ["LOCALHOST", "SUBNET"])
 @pytest.mark.parametrize("profile", [False, True])
-def test_command_node_is_heard_without_shared_memory(ros_environment: dict[str, str], tmp_path: Path, scope: str, profile: bool) -> None:
-    environment = ros_environment | {"ROS_AUTOMATIC_DISCOVERY_RANGE": scope}
+def test_command_node_is_heard_without_shared_memory(plain_environment: dict[str, str], tmp_path: Path, scope: str, profile: bool) -> None:
+    environment = plain_environment | {"ROS_AUTOMATIC_DISCOVERY_RANGE": scope}
     if profile:
         environment |= dict.fromkeys(PROFILE_VARIABLES, str(image_profile()))
     log = tmp_path / "log"
@@ -77,11 +101,11 @@ def test_command_node_is_heard_without_shared_memory(ros_environment: dict[str, 
 
 
 @pytest.mark.ros
-def test_a_profile_of_the_user_is_kept_and_its_danger_told(ros_environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_profile_of_the_user_is_kept_and_its_danger_told(plain_environment: dict[str, str], tmp_path: Path) -> None:
     own, log = tmp_path / "own.xml", tmp_path / "log"
-    shutil.copy(image_profile(), own)
+    own.write_text(image_profile().read_text() + "<!-- mine -->")
     with log.open("w") as sink:
-        node = subprocess.Popen(COMMAND_NODE, env=ros_environment | {"FASTRTPS_DEFAULT_PROFILES_FILE": str(own)}, stdout=sink,
+        node = subprocess.Popen(COMMAND_NODE, env=plain_environment | {"FASTRTPS_DEFAULT_PROFILES_FILE": str(own)}, stdout=sink,
                                 stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + DEADLINE_S

@@ -39,8 +39,9 @@ DEADLINE_S, QUIET_S = 30.0, 0.4
 class Robot(Node):
     """Camera, operator and arm of one robot, in its namespace."""
 
-    def __init__(self, context: rclpy.Context, name: str) -> None:
+    def __init__(self, context: rclpy.Context, name: str, call: Callable[[Any, Any], Any]) -> None:
         super().__init__("world", context=context, namespace=f"/{name}")
+        self.call = call
         self.name = name
         self.twists: list[TwistStamped] = []
         self.chunks: list[ActionChunk] = []
@@ -55,7 +56,7 @@ class Robot(Node):
         self.lifecycle = self.create_client(ChangeState, "policy_node/change_state")
         self.set_driver = self.create_client(SetDriver, "set_driver")
         self.stop = self.create_client(Trigger, "emergency_stop")
-        self.ask = self.create_client(GetState, "policy_node/get_state")  # the last reader that is made here: see `meet`
+        self.state = self.create_client(GetState, "policy_node/get_state")  # the last reader that is made here: see `begin`
         self._pictures = np.random.default_rng(len(name))
         self.create_timer(1 / 15, self._film)
 
@@ -72,27 +73,13 @@ class Robot(Node):
                                             f"{[report.stop_reason for report in self.reports[-3:]]}")
             time.sleep(0.01)
 
-    def call(self, client: Any, request: Any) -> Any:
-        assert client.wait_for_service(DEADLINE_S), client.srv_name
-        future = client.call_async(request)
-        self.until(future.done, f"an answer of {client.srv_name}")
-        return future.result()
-
-    def meet(self) -> None:
-        """Wait until policy_node can answer: an answer is lost when the client's reader was not found yet, and only the node can tell."""
-        answers: list[Any] = []
-        while not any(answer.done() for answer in answers):
-            assert len(answers) < DEADLINE_S and self.ask.wait_for_service(DEADLINE_S)
-            answers.append(self.ask.call_async(GetState.Request()))
-            end = time.monotonic() + 1.0
-            while not answers[-1].done() and time.monotonic() < end:
-                time.sleep(0.01)
-
     def begin(self) -> None:
         """Configure and activate the policy."""
-        self.meet()
+        self.call(self.state, GetState.Request())  # from then on policy_node's answers come: a transition cannot be asked for twice
         for number in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
-            assert self.call(self.lifecycle, ChangeState.Request(transition=Transition(id=number))).success
+            answer = self.lifecycle.call_async(ChangeState.Request(transition=Transition(id=number)))
+            self.until(answer.done, "a transition")
+            assert answer.result().success
         self.until(lambda: any(chunk.steps for chunk in self.chunks), "chunks")
 
     def drive(self) -> None:
@@ -110,7 +97,8 @@ def speed(twist: TwistStamped) -> float:
 
 
 @pytest.fixture
-def robots(ros_domain_id: int, ros_environment: dict[str, str], tmp_path: Path) -> Iterator[tuple[Robot, Robot]]:
+def robots(ros_domain_id: int, ros_environment: dict[str, str], tmp_path: Path,
+           ask_service: Callable[[Any, Any], Any]) -> Iterator[tuple[Robot, Robot]]:
     """The worlds of `left` and `right`, with a command_node and a policy_node of their own each, as launch files would start them."""
     children = []
     for name in ("left", "right"):
@@ -124,7 +112,7 @@ def robots(ros_domain_id: int, ros_environment: dict[str, str], tmp_path: Path) 
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain_id)
     executor = SingleThreadedExecutor(context=context)
-    worlds = Robot(context, "left"), Robot(context, "right")
+    worlds = Robot(context, "left", ask_service), Robot(context, "right", ask_service)
     for world in worlds:
         executor.add_node(world)
     thread = threading.Thread(target=executor.spin, daemon=True)
