@@ -57,7 +57,7 @@ def test_the_teleop_is_killed(stage: Any, world: Any) -> None:
     world.settle()
     twists = len(world.twists)
     child = stage.run("teleop", [sys.executable, "-c", TELEOP])
-    world.until(lambda: world.drivers[-1] == "HUMAN" and world.moved(twists), "the teleop to move the arm")
+    world.until(lambda: world.drivers[-1] == "HUMAN" and world.moved(twists) and heard, "the teleop to move the arm, and to be heard here")
     child.signal(signal.SIGKILL)
     child.wait()
     world.stops_within(TWIST_S + world.tick_s + world.ramp_s, max(stamp_ns(message) for message in heard), twists,
