@@ -29,8 +29,8 @@ namespace {
 using Half = uint16_t;  // the bits of a bfloat16
 
 constexpr long LANES = 16, BLOCK = 64, REGISTERS = BLOCK / LANES;
-constexpr long TILE = 7;      // rows at a time: sums of 7 x 64 in 28 registers, and 4 for weights, are all that there are
-constexpr long NEAR = 1024, FAR = 16384;  // bytes: weights are asked for so long before they are multiplied; FAR, too, where one block is read
+constexpr long TILE = 7;                  // rows at a time: sums of 7 x 64 in 28 registers, and 4 for weights and inputs, are all that there are
+constexpr long NEAR = 1024, FAR = 4096;  // bytes: weights are asked for so long before they are multiplied; FAR where a single block is read
 
 long smaller(long a, long b) { return a < b ? a : b; }
 long larger(long a, long b) { return a < b ? b : a; }
@@ -51,12 +51,12 @@ template <int Registers>
 struct Packed {
     const Half* block;
     long apart;
-    template <int Rows>
-    INLINE void load(long pair, __m512bh (&weights)[Registers]) const {
-        for (int i = 0; i < Registers; i++) {
-            const char* line = reinterpret_cast<const char*>(block + i / REGISTERS * apart + (pair * BLOCK + i % REGISTERS * LANES) * 2);
-            _mm_prefetch(line + NEAR, Registers > REGISTERS ? _MM_HINT_T1 : _MM_HINT_T0);
-            if (Registers <= REGISTERS) _mm_prefetch(line + FAR, _MM_HINT_T1);
+    template <int Count>
+    INLINE void load(long pair, int from, __m512bh (&weights)[Count]) const {
+        for (int i = 0; i < Count; i++) {
+            const Half* column = block + (from + i) / REGISTERS * apart + (from + i) % REGISTERS * LANES * 2;
+            const char* line = reinterpret_cast<const char*>(column + pair * BLOCK * 2);
+            _mm_prefetch(line + (Registers > REGISTERS ? NEAR : FAR), Registers > REGISTERS ? _MM_HINT_T1 : _MM_HINT_T0);
             weights[i] = (__m512bh)_mm512_loadu_si512(line);
         }
     }
@@ -75,34 +75,51 @@ template <int Registers>
 struct Rowwise {
     const Half* rows;
     long stride, count, width;
-    template <int Rows>
-    INLINE void load(long pair, __m512bh (&weights)[Registers]) const {
-        const Half *line = rows + 2 * pair * stride, *next = line + stride;
-        for (int i = 0; i < Registers; i += 2) {
-            const __mmask32 inside = first(width - LANES * i);
+    template <int Count>
+    INLINE void load(long pair, int from, __m512bh (&weights)[Count]) const {
+        const Half *line = rows + 2 * pair * stride + LANES * from, *next = line + stride;
+        for (int i = 0; i < Count; i += 2) {
+            const __mmask32 inside = first(width - LANES * (from + i));
             const __m512i even = _mm512_maskz_loadu_epi16(inside, line + LANES * i);
             const __m512i odd = _mm512_maskz_loadu_epi16(2 * pair + 1 < count ? inside : 0, next + LANES * i);
             weights[i] = (__m512bh)interleave(even, odd, false);
-            if (i + 1 < Registers) weights[i + 1] = (__m512bh)interleave(even, odd, true);
+            if (i + 1 < Count) weights[i + 1] = (__m512bh)interleave(even, odd, true);
         }
     }
 };
 
+// Two inputs in all lanes. Read whenever it is asked for: the compiler would keep them, and put sums into memory for that.
+INLINE __m512bh spread(const Half* two) {
+    typedef int Both __attribute__((may_alias));
+    __m512i lanes;
+    asm volatile("vpbroadcastd %1, %0" : "=v"(lanes) : "m"(*reinterpret_cast<const Both*>(two)));
+    return (__m512bh)lanes;
+}
+
 // Rows x [pairs][2] by weights, as Packed or Rowwise.
 template <int Rows, int Registers, typename Weights>
 INLINE void multiply_block(const Half* x, long stride, long pairs, const Weights& source, __m512 (&sums)[Rows][Registers]) {
-    for (int row = 0; row < Rows; row++)
-        for (int i = 0; i < Registers; i++) sums[row][i] = _mm512_setzero_ps();
-    for (long pair = 0; pair < pairs; pair++) {
-        __m512bh weights[Registers];
-        source.template load<Rows>(pair, weights);
-        for (int row = 0; row < Rows; row++) {
-            int two;
-            std::memcpy(&two, x + row * stride + 2 * pair, sizeof two);
-            const __m512bh inputs = (__m512bh)_mm512_set1_epi32(two);
-            for (int i = 0; i < Registers; i++) sums[row][i] = _mm512_dpbf16_ps(sums[row][i], inputs, weights[i]);
+    constexpr int STEP = Rows * Registers > 24 ? 2 : Registers;  // weights at a time: beside 28 sums there is room for 2 and the inputs
+    __m512 own[Rows * Registers];  // in registers, and not in memory as what others see
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows * Registers; i++) own[i] = _mm512_setzero_ps();
+    for (long pair = 0; pair < pairs; pair++)
+#pragma GCC unroll 2
+        for (int from = 0; from < Registers; from += STEP) {
+            __m512bh weights[STEP];
+            source.load(pair, from, weights);
+#pragma GCC unroll 8
+            for (int row = 0; row < Rows; row++) {
+                const __m512bh inputs = spread(x + row * stride + 2 * pair);
+#pragma GCC unroll 16
+                for (int i = 0; i < STEP; i++) {
+                    __m512& sum = own[row * Registers + from + i];
+                    sum = _mm512_dpbf16_ps(sum, inputs, weights[i]);
+                }
+            }
         }
-    }
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows * Registers; i++) sums[i / Registers][i % Registers] = own[i];
 }
 
 // One tile of a linear layer: rows by neighbouring blocks. bias: of these outputs, or null. residual: what the rounded outputs are added to, laid out
