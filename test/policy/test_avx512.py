@@ -211,7 +211,7 @@ def test_a_decoder_in_one_call_is_the_decoder_step_by_step(key_heads: int, batch
         calls.clear()
         monkeypatch.setattr(avx512, "decode", lambda *given: calls.append(given[-2]) or DECODE(*given))
         at_once = model(tokens, caches[0], caches[0].consecutive(start, count))
-        assert calls == [start]
+        assert calls == [(start,)]
         with monkeypatch.context() as patch:
             patch.setattr(avx512, "can_decode", lambda *given: False)
             by_steps = model(tokens, caches[1], caches[1].consecutive(start, count))
@@ -228,6 +228,29 @@ def test_a_decoder_in_one_call_is_the_decoder_step_by_step(key_heads: int, batch
     for ours, theirs in zip((*caches[0].keys, *caches[0].values), (*caches[2].keys, *caches[2].values), strict=True):
         torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.08)
         assert (ours[:, :, start:] == 0).all(), "nothing is written behind the tokens"
+
+
+@needs_kernels
+@pytest.mark.parametrize("key_heads", [6, 2])
+@pytest.mark.parametrize("count", [1, 3, 9])
+@torch.inference_mode()
+def test_a_decoder_in_one_call_takes_rows_at_places_of_their_own(key_heads: int, count: int, all_rows: None,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    model, exact = small_decoder(key_heads), small_decoder(key_heads).float()
+    put_in_blocks(model)
+    caches = [KeyValueCache(model.shape, 40, torch.device("cpu"), dtype, 3) for dtype in (torch.bfloat16, torch.float32)]
+    prompt = draw(3, 31, model.shape.hidden_size)
+    model(prompt, caches[0], caches[0].consecutive(0, 31))  # what stands behind a row's own beginning is not seen
+    exact(prompt.float(), caches[1], caches[1].consecutive(0, 31))
+    starts, tokens, calls = (17, 5, 31), draw(3, count, model.shape.hidden_size, seed=1), list[object]()
+    monkeypatch.setattr(avx512, "decode", lambda *given: calls.append(given[-2]) or DECODE(*given))
+    result = model(tokens, caches[0], caches[0].staggered(starts, count))
+    assert calls == [starts]
+    reference = exact(tokens.float(), caches[1], caches[1].staggered(starts, count))
+    for row in range(3):
+        assert float((result[row] - reference[row]).norm()) < 0.03 * float(reference[row].norm())
+    for ours, theirs in zip((*caches[0].keys, *caches[0].values), (*caches[1].keys, *caches[1].values), strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.08)
 
 
 @needs_kernels
@@ -251,8 +274,9 @@ def test_a_decoder_with_a_gradient_or_of_another_kind_goes_step_by_step() -> Non
     cache = KeyValueCache(model.shape, 40, torch.device("cpu"), torch.bfloat16, batch=2)
     places, memory = cache.consecutive(37, 3), cache.memory
 
-    def can(tokens: Tensor, cosine: Tensor = places.cosine, memory: Tensor = memory, rows: int = 2, end: int = 40) -> bool:
-        return avx512.can_decode(tokens, cosine, places.sine, memory, rows, end)
+    def can(tokens: Tensor, cosine: Tensor = places.cosine, memory: Tensor = memory, rows: int = 2,
+            starts: tuple[int, ...] = (37,)) -> bool:
+        return avx512.can_decode(tokens, cosine, places.sine, memory, rows, starts)
 
     tokens = draw(2, 3, 192)
     assert not can(tokens), "gradients are on"
@@ -260,7 +284,12 @@ def test_a_decoder_with_a_gradient_or_of_another_kind_goes_step_by_step() -> Non
         assert can(tokens)
         assert not can(tokens.float()) and not can(tokens, memory=memory.float()) and not can(tokens, places.cosine.float())
         assert not can(tokens, rows=1), "a row that is another's"
-        assert not can(tokens, end=41) and not can(tokens, places.cosine[:2]), "behind the end of the cache"
+        assert not can(tokens, starts=(38,)) and not can(tokens, places.cosine[:2]), "behind the end of the cache"
+        assert not can(tokens, starts=(-1,)) and not can(tokens, starts=(1, 2)), "before its beginning; without tables for each row"
+        own = cache.staggered((5, 37), 3)
+        assert avx512.can_decode(tokens, own.cosine, own.sine, memory, 2, own.starts)
+        assert not avx512.can_decode(tokens, own.cosine, own.sine, memory, 2, (5, 38))
+        assert not avx512.can_decode(tokens, own.cosine, own.sine, memory, 2, (5, 6, 7))
         with pytest.raises(RuntimeError):  # torch says it
             model(draw(2, 5, 192), cache, cache.consecutive(37, 5))
         with pytest.raises(ValueError, match="128 features, and this decoder takes 192"):

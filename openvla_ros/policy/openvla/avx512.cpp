@@ -401,15 +401,15 @@ struct Attention {
 };
 
 // Causal: the last query sees all keys, the one before it all but the last, and so on. group: so many heads of queries share one of keys.
+// starts: of each batch row, how many keys are in front of those of the queries, at most `keys` less these; null: all rows have all keys.
 // result: [batch][queries][heads][width]. False: there was no memory for it.
-bool attend(long threads, long batch, long heads, long group, long queries, long keys, long width, const Heads& query, const Heads& key,
-            const Heads& value, bool causal, float scale, Half* result) {
+bool attend(long threads, long batch, long heads, long group, long queries, long keys, const long* starts, long width, const Heads& query,
+            const Heads& key, const Heads& value, bool causal, float scale, Half* result) {
     const long padded = divide_up(keys, BLOCK) * BLOCK, tiles = divide_up(queries, TILE);
     const long parts = parts_of(batch * heads, threads, tiles / 4);  // each part packs the keys again
     const bool packed = tiles > 1;                                   // worth it where they are read more than once
     const long packed_keys = packed ? padded * width : 0, packed_values = packed ? padded * divide_up(width, BLOCK) * BLOCK : 0;
     const size_t bytes = (packed_keys + packed_values) * sizeof(Half) + TILE * padded * (sizeof(float) + sizeof(Half));  // a multiple of 64
-    const Attention attention{queries, keys, width, padded, causal, scale};
     std::atomic<bool> enough{true};
     share(threads, batch * heads * parts, [&](long item) {
         const long row = item / parts / heads, head = item / parts % heads, part = item % parts;
@@ -418,12 +418,14 @@ bool attend(long threads, long batch, long heads, long group, long queries, long
             enough = false;
             return;
         }
+        const long own = starts ? starts[row] + queries : keys;
+        const Attention attention{queries, own, width, padded, causal, scale};
         const Half *key_rows = key.at(row, head / group), *value_rows = value.at(row, head / group);
         Half *own_keys = packed ? memory : nullptr, *own_values = packed ? memory + packed_keys : nullptr;
         float* scores = reinterpret_cast<float*>(memory + packed_keys + packed_values);
         if (packed) {
-            pack_keys(key_rows, key.row_stride, keys, padded, width, own_keys);
-            pack_values(value_rows, value.row_stride, keys, padded, width, own_values);
+            pack_keys(key_rows, key.row_stride, own, padded, width, own_keys);
+            pack_values(value_rows, value.row_stride, own, padded, width, own_values);
         }
         for (long begin = tiles * part / parts * TILE; begin < smaller(queries, tiles * (part + 1) / parts * TILE); begin += TILE)
             attention.answer(begin, smaller(queries - begin, TILE), query.at(row, head), query.row_stride, key_rows, key.row_stride,
@@ -483,16 +485,24 @@ AVX512 void turn_row(const Half* x, long width, const Half* cosine, const Half* 
     }
 }
 
+// Where the tokens of a pass stand: those of batch row i at starts[i] and behind, with the rotary tables [tokens][width] of these places at i times
+// `stride`, 0 where all rows stand alike.
+struct Places {
+    const long* starts;
+    const Half *cosine, *sine;
+    Py_ssize_t stride;
+};
+
 // x [batch][tokens][own + 2 common][width]: turned queries -> [batch][tokens][own][width], turned keys and values -> their places in a cache.
-void store(long threads, long batch, long tokens, long own, long common, long width, const Half* x, const Half* cosine, const Half* sine,
-           Half* queries, Half* keys, Half* values, long batch_stride, long head_stride) {
+void store(long threads, long batch, long tokens, long own, long common, long width, const Half* x, const Places& places, Half* queries, Half* keys,
+           Half* values, long batch_stride, long head_stride) {
     const long count = batch * tokens;
-    share(count < 4 * threads ? 1 : threads, count, [=](long item) {
-        const long row = item / tokens, token = item % tokens;
-        const Half *line = x + item * (own + 2 * common) * width, *c = cosine + token * width, *s = sine + token * width;
+    share(count < 4 * threads ? 1 : threads, count, [&](long item) {
+        const long row = item / tokens, token = item % tokens, turn = row * places.stride + token * width;
+        const Half *line = x + item * (own + 2 * common) * width, *c = places.cosine + turn, *s = places.sine + turn;
         for (long head = 0; head < own; head++) turn_row(line + head * width, width, c, s, queries + (item * own + head) * width);
         for (long head = 0; head < common; head++) {
-            const long place = row * batch_stride + head * head_stride + token * width;
+            const long place = row * batch_stride + head * head_stride + (places.starts[row] + token) * width;
             turn_row(line + (own + head) * width, width, c, s, keys + place);
             turn_row(line + (own + common + head) * width, width, nullptr, nullptr, values + place);
         }
@@ -510,18 +520,20 @@ struct Layer {
     const Half *input_norm, *qkv, *o, *post_norm, *gate_up, *down;
 };
 
-// The memory of a cache, and where in it the tokens come that are read: to `start` and behind.
+// The memory of a cache.
 struct Cache {
     Half *keys, *values;
-    Py_ssize_t layer_stride, batch_stride, head_stride, start;
+    Py_ssize_t layer_stride, batch_stride, head_stride;
 };
 
 // x [batch][tokens][hidden] -> result, through so many layers, as language.DecoderLayer says it, and through a norm unless that is null. Each
 // token sees what is before it, and itself. False: there was no memory for it.
 bool decode(long threads, long batch, long tokens, const Decoder& decoder, const Layer* layers, long count, const Half* norm, const Half* x,
-            const Half* cosine, const Half* sine, const Cache& cache, Half* result) {
+            const Places& places, const Cache& cache, Half* result) {
     const auto [hidden, own, common, width, inner, eps, scale] = decoder;
-    const long rows = batch * tokens, heads = own + 2 * common, end = cache.start + tokens;
+    const long rows = batch * tokens, heads = own + 2 * common;
+    long end = 0;
+    for (long row = 0; row < batch; row++) end = larger(end, places.starts[row] + tokens);
     const size_t bytes = rows * (hidden + heads * width + 2 * own * width + 3 * inner) * sizeof(Half);
     Half* memory = reinterpret_cast<Half*>(scratch<OF_A_LAYER>(divide_up(bytes, 64) * 64));
     if (!memory) return false;
@@ -531,9 +543,8 @@ bool decode(long threads, long batch, long tokens, const Decoder& decoder, const
         Half *keys = cache.keys + (layer - layers) * cache.layer_stride, *values = cache.values + (layer - layers) * cache.layer_stride;
         normalize(threads, rows, hidden, x, layer->input_norm, eps, normed);
         multiply(threads, rows, hidden, heads * width, normed, layer->qkv, nullptr, nullptr, projected);
-        store(threads, batch, tokens, own, common, width, projected, cosine, sine, queries, keys + cache.start * width, values + cache.start * width,
-              cache.batch_stride, cache.head_stride);
-        if (!attend(threads, batch, own, own / common, tokens, end, width, {queries, tokens * own * width, width, own * width},
+        store(threads, batch, tokens, own, common, width, projected, places, queries, keys, values, cache.batch_stride, cache.head_stride);
+        if (!attend(threads, batch, own, own / common, tokens, end, places.starts, width, {queries, tokens * own * width, width, own * width},
                     {keys, cache.batch_stride, cache.head_stride, width}, {values, cache.batch_stride, cache.head_stride, width}, true, scale,
                     mixed))
             return false;
@@ -574,29 +585,36 @@ PyObject* call_multiply(PyObject*, PyObject* arguments) {
 PyObject* call_decode(PyObject*, PyObject* arguments) {
     Py_ssize_t threads, batch, tokens, count, norm, x, cosine, sine, keys, values, result;
     Decoder decoder;
+    Places places;
     Cache cache;
-    PyObject* addresses;
-    if (!PyArg_ParseTuple(arguments, "nnn(lllllff)O!nnnnn(nnnnnn)n", &threads, &batch, &tokens, &decoder.hidden, &decoder.own, &decoder.common,
-                          &decoder.width, &decoder.inner, &decoder.eps, &decoder.scale, &PyTuple_Type, &addresses, &count, &norm, &x, &cosine, &sine,
-                          &keys, &values, &cache.layer_stride, &cache.batch_stride, &cache.head_stride, &cache.start, &result))
+    PyObject *addresses, *starts;
+    if (!PyArg_ParseTuple(arguments, "nnn(lllllff)O!nnn(O!nnn)(nnnnn)n", &threads, &batch, &tokens, &decoder.hidden, &decoder.own, &decoder.common,
+                          &decoder.width, &decoder.inner, &decoder.eps, &decoder.scale, &PyTuple_Type, &addresses, &count, &norm, &x, &PyTuple_Type,
+                          &starts, &cosine, &sine, &places.stride, &keys, &values, &cache.layer_stride, &cache.batch_stride, &cache.head_stride,
+                          &result))
         return nullptr;
     constexpr Py_ssize_t PARTS = sizeof(Layer) / sizeof(Half*);
     if (PyTuple_Size(addresses) < count * PARTS) return PyErr_Format(PyExc_ValueError, "%zd layers need %zd addresses", count, count * PARTS);
-    Layer* layers = static_cast<Layer*>(std::malloc(count * sizeof(Layer) + 1));
-    if (!layers) return PyErr_NoMemory();
+    if (PyTuple_Size(starts) != batch) return PyErr_Format(PyExc_ValueError, "%zd rows need as many starts", batch);
+    const size_t layers_bytes = count * sizeof(Layer);
+    char* memory = static_cast<char*>(std::malloc(layers_bytes + batch * sizeof(long) + 1));
+    if (!memory) return PyErr_NoMemory();
+    Layer* layers = reinterpret_cast<Layer*>(memory);
+    long* own_starts = reinterpret_cast<long*>(memory + layers_bytes);
     for (Py_ssize_t i = 0; i < count * PARTS; i++)
         reinterpret_cast<const Half**>(layers)[i] = (const Half*)PyLong_AsSsize_t(PyTuple_GET_ITEM(addresses, i));
+    for (Py_ssize_t i = 0; i < batch; i++) own_starts[i] = PyLong_AsLong(PyTuple_GET_ITEM(starts, i));
     if (PyErr_Occurred()) {  // one was no number
-        std::free(layers);
+        std::free(memory);
         return nullptr;
     }
+    places.starts = own_starts, places.cosine = (const Half*)cosine, places.sine = (const Half*)sine;
     cache.keys = (Half*)keys, cache.values = (Half*)values;
     bool enough;
     Py_BEGIN_ALLOW_THREADS
-    enough = decode(threads, batch, tokens, decoder, layers, count, (const Half*)norm, (const Half*)x, (const Half*)cosine, (const Half*)sine, cache,
-                    (Half*)result);
+    enough = decode(threads, batch, tokens, decoder, layers, count, (const Half*)norm, (const Half*)x, places, cache, (Half*)result);
     Py_END_ALLOW_THREADS
-    std::free(layers);
+    std::free(memory);
     if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -614,7 +632,7 @@ PyObject* call_attend(PyObject*, PyObject* arguments) {
     query.data = (const Half*)pointers[0], key.data = (const Half*)pointers[1], value.data = (const Half*)pointers[2];
     bool enough;
     Py_BEGIN_ALLOW_THREADS
-    enough = attend(threads, batch, heads, 1, queries, keys, width, query, key, value, causal, scale, (Half*)pointers[3]);
+    enough = attend(threads, batch, heads, 1, queries, keys, nullptr, width, query, key, value, causal, scale, (Half*)pointers[3]);
     Py_END_ALLOW_THREADS
     if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -626,7 +644,8 @@ PyMethodDef METHODS[] = {
      "threads, batch, heads, queries, keys, width, (address, strides of batch, head, row) of queries, keys and values, causal, scale, result"},
     {"decode", call_decode, METH_VARARGS,
      "threads, batch, tokens, (hidden, heads of queries, of keys, width, inner, eps, scale), (addresses of six weights per layer), layers to run, "
-     "addresses of: the last norm or 0, tokens, cosines, sines; (addresses of keys and values, strides of layer, batch and head, first place), result"},
+     "addresses of: the last norm or 0, tokens; (first place of each row, addresses of cosines and sines, their stride of a row), "
+     "(addresses of keys and values, strides of layer, batch and head), address of the result"},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
@@ -642,7 +661,7 @@ PyMethodDef METHODS[] = {{nullptr, nullptr, 0, nullptr}};
 #endif
 
 // Counted up with every change of what avx512.py calls, or how: what was compiled before is not used then.
-constexpr long INTERFACE = 1;
+constexpr long INTERFACE = 2;
 
 PyMODINIT_FUNC PyInit__avx512() {
     static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_avx512", "Kernels of avx512.cpp; see avx512.py.", -1, METHODS,

@@ -23,7 +23,7 @@ BLOCK = 64
 HUGE_PAGE, CACHE_LINE = 2**21, 64
 """Bytes."""
 
-INTERFACE = 1
+INTERFACE = 2
 """Of `avx512.cpp`; what was compiled from another one is not used."""
 
 FEW_ROWS = 7
@@ -179,25 +179,28 @@ class Blocks:
         self.addresses = tuple(weight.data_ptr() for layer in layers for weight in layer)
 
 
-def can_decode(tokens: Tensor, cosine: Tensor, sine: Tensor, cache: Tensor, rows: int, end: int) -> bool:
+def can_decode(tokens: Tensor, cosine: Tensor, sine: Tensor, cache: Tensor, rows: int, starts: Sequence[int]) -> bool:
     """Whether `decode` takes these, and is faster than torch for so many tokens. It has no gradient.
 
-    rows: those of the cache that may be written. end: place behind the last token.
+    rows: those of the cache that may be written.
     """
     alike = all(tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" for tensor in (tokens, cosine, sine, cache))
     batch, count, width = *tokens.shape[:2], cache.shape[5]
-    fits = cosine.shape == sine.shape == (count, width) and cosine.is_contiguous() and sine.is_contiguous() and width % 32 == 0
-    return (alike and fits and cache.stride()[4:] == (width, 1) and batch <= rows and end <= cache.shape[4]
-            and 0 < batch * count <= most_rows() and not torch.is_grad_enabled())
+    tables = (count, width) if len(starts) == 1 else (batch, 1, count, width)
+    fits = cosine.shape == sine.shape == tables and cosine.is_contiguous() and sine.is_contiguous() and width % 32 == 0
+    return (alike and fits and cache.stride()[4:] == (width, 1) and batch <= rows and len(starts) in (1, batch)
+            and min(starts) >= 0 and max(starts) + count <= cache.shape[4] and 0 < batch * count <= most_rows()
+            and not torch.is_grad_enabled())
 
 
-def decode(blocks: Blocks, tokens: Tensor, cosine: Tensor, sine: Tensor, cache: Tensor, start: int, whole: bool) -> Tensor:
+def decode(blocks: Blocks, tokens: Tensor, cosine: Tensor, sine: Tensor, cache: Tensor, starts: Sequence[int], whole: bool) -> Tensor:
     """All layers of a decoder and the norm behind them, or all but the last layer, in one call.
 
     Between two products Python would find its own code pushed out of the caches by the weights, which costs more than what it does.
 
-    tokens: [B, T, W], which stand at the places from `start` on. cosine, sine: [T, d] of these. cache: keys and values, [2, layers,
-    at least B, key heads, length, d], written at the places of the tokens, read up to there. Returns [B, T, W].
+    tokens: [B, T, W], which stand in row b at the places from starts[b] on, or in all rows from starts[0] on. cosine, sine: of these,
+    [B, 1, T, d] or [T, d]. cache: keys and values, [2, layers, at least B, key heads, length, d], written at the places of the tokens,
+    read up to there. Ask `can_decode` before. Returns [B, T, W].
     """
     found, tokens = find_kernels(), tokens.contiguous()
     assert not isinstance(found, str), found
@@ -206,8 +209,9 @@ def decode(blocks: Blocks, tokens: Tensor, cosine: Tensor, sine: Tensor, cache: 
     if not whole and len(blocks.layers) == 1:
         return tokens
     result, (side, *strides) = torch.empty_like(tokens), cache.stride()[:4]
-    keys = cache.data_ptr()
+    keys, batch, alike = cache.data_ptr(), len(tokens), len(starts) == 1
+    places = (tuple(starts) * (batch if alike else 1), cosine.data_ptr(), sine.data_ptr(), 0 if alike else cosine.stride(0))
     found.decode(torch.get_num_threads(), *tokens.shape[:2], blocks.numbers, blocks.addresses, len(blocks.layers) - (not whole),
-                 blocks.norm.data_ptr() if whole else 0, tokens.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
-                 (keys, keys + side * cache.itemsize, *strides, start), result.data_ptr())
+                 blocks.norm.data_ptr() if whole else 0, tokens.data_ptr(), places, (keys, keys + side * cache.itemsize, *strides),
+                 result.data_ptr())
     return result

@@ -6,8 +6,9 @@ weights' type, as the released model does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class Places:
     """Where the T tokens of one pass stand, the same for every layer.
 
     slots: places in the cache that they are written to, a slice for all rows alike, or [B, T] int64. end: only places before it are read.
-    cosine, sine: the cache's rotary tables at the positions, [T, d] or [B, 1, T, d]. seen: [B, 1, T, end], the places each token looks at;
+    cosine, sine: the cache's rotary tables at the positions, [T, d] or [B, 1, T, d]. starts: where each row's tokens begin, which stand
+    side by side; one number where all begin alike, none where only the device knows. seen: [B, 1, T, end], the places each token looks at;
     None: the tokens are the last ones before `end`, and each sees itself and all before it.
     """
 
@@ -47,6 +49,7 @@ class Places:
     end: int
     cosine: Tensor
     sine: Tensor
+    starts: tuple[int, ...] = ()
     seen: Tensor | None = None
 
 
@@ -82,13 +85,18 @@ class KeyValueCache:
     def consecutive(self, start: int, count: int) -> Places:
         """`count` tokens from position `start` on, in all rows."""
         end = start + count
-        return Places(slice(start, end), end, self.cosine[start:end], self.sine[start:end])
+        return Places(slice(start, end), end, self.cosine[start:end], self.sine[start:end], (start,))
+
+    def staggered(self, starts: Sequence[int], count: int) -> Places:
+        """`count` tokens in each row, from a position of its own on."""
+        positions = torch.tensor(starts)[:, None] + torch.arange(count)
+        return replace(self.scattered(positions.to(self.cosine.device), max(starts) + count), starts=tuple(starts))
 
     def scattered(self, positions: Tensor, end: int) -> Places:
         """Tokens at positions [B, T] int64, in each row its own, all before `end`. Each sees what stands at or before its position."""
         reach = torch.arange(end, device=positions.device)
         return Places(positions, end, self.cosine[positions][:, None], self.sine[positions][:, None],
-                      reach <= positions[:, None, :, None])
+                      seen=reach <= positions[:, None, :, None])
 
     def write(self, layer: int, places: Places, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, heads, T, d] at `places`; return views of everything before their end."""
@@ -237,12 +245,12 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor, cache: KeyValueCache, places: Places, wanted: Tensor | None = None) -> Tensor:
         """Run [B, T, W] at `places`, extending the cache; float32 logits [B, S, vocab] behind the `wanted` tokens [B, S], None: all."""
         *layers, last = self.model.layers
-        in_a_row = places.seen is None and isinstance(places.slots, slice) and avx512.can_decode(
-            tokens, places.cosine, places.sine, cache.memory, len(cache.keys[0]), places.end)
+        in_a_row = bool(places.starts) and avx512.can_decode(
+            tokens, places.cosine, places.sine, cache.memory, len(cache.keys[0]), places.starts)
         blocks = self.in_blocks() if in_a_row else None
         if blocks is not None:
-            start, whole = places.end - tokens.shape[1], wanted is None
-            tokens = avx512.decode(blocks, tokens, places.cosine, places.sine, cache.memory, start, whole)
+            whole = wanted is None
+            tokens = avx512.decode(blocks, tokens, places.cosine, places.sine, cache.memory, places.starts, whole)
             if whole:
                 return self.lm_head(tokens).float()  # type: ignore[no-any-return]
         else:

@@ -65,11 +65,8 @@ class Passes:
     def more(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
         """Read [B, T] ids of which row b's first stands at position starts[b]; logits [B, T, vocab] behind each."""
         language, count = self.model.language_model, tokens.shape[1]
-        if len(set(starts)) == 1:
-            places = self.cache.consecutive(starts[0], count)
-        else:
-            steps = torch.arange(count, device=self.device)
-            places = self.cache.scattered(torch.tensor(starts, device=self.device)[:, None] + steps, max(starts) + count)
+        alike = len(set(starts)) == 1
+        places = self.cache.consecutive(starts[0], count) if alike else self.cache.staggered(starts, count)
         return language(language.embed(tokens), self.cache, places)  # type: ignore[no-any-return]
 
 
