@@ -71,6 +71,6 @@ def draw_curve(axes: Any, curve: Sequence[tuple[int, float]]) -> None:
     axes.set_xlabel("observations at once")
     axes.set_ylabel("actions per second, all together")
     axes.set_xticks(sorted({rows for rows, _ in curve}))
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, 1.08 * max((rate for _, rate in curve), default=1.0))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
