@@ -229,12 +229,13 @@ def ros_checks(found: dict[str, Any] | str, messages: dict[str, Any] | str, envi
         f", and {sourced[0]} is sourced as well: libraries of the two get mixed. Use a shell in which only one is active."
         if own and sourced else ""))]
     rmw = found["rmw"]
-    profile = next(filter(None, map(environment.get, PROFILE_VARIABLES)), None)
+    profiles = {name: environment[name] for name in PROFILE_VARIABLES if environment.get(name)}
+    missing = [f"{name} names {path}" for name, path in profiles.items() if not Path(path).is_file()]
+    profile = next(iter(profiles.values()), "")
     if "fastrtps" not in rmw:
         checks.append(Check("middleware", True, rmw))
-    elif profile and not Path(profile).is_file():
-        checks.append(Check("middleware", False, f"{rmw}; FASTRTPS_DEFAULT_PROFILES_FILE names {profile}, which does not exist. "
-                            "Correct or unset it."))
+    elif missing:
+        checks.append(Check("middleware", False, f"{rmw}; {' and '.join(missing)}, which does not exist. Correct or unset it."))
     else:
         checks.append(Check("middleware", True, f"{rmw}, " + (f"profile {profile}" if profile else
                             "without a profile: raw images over best effort get lost. `openvla-ros run` sets one for its own processes; "

@@ -30,34 +30,41 @@ def tie_to(parent_pid: int, grace_s: float = STOP_GRACE_S) -> None:
     """
     if sys.platform != "linux":
         return
-    signal_at_death(signal.SIGTERM)
+    ask_for_sigterm()
     try:
-        parent = os.pidfd_open(parent_pid)
+        pidfds = os.pidfd_open(os.getpid()), os.pidfd_open(parent_pid)
     except (AttributeError, OSError):
-        parent = -1
+        pidfds = None
     if os.getppid() != parent_pid:  # it died between our start and the lines above: the kernel will not say so any more
         sys.exit(1)
-    if parent >= 0:
-        guard(os.getpid(), parent, grace_s)
+    if pidfds is not None:
+        guard(*pidfds, grace_s)
+
+
+def guard(node: int, parent: int, grace_s: float) -> None:
+    """Start what kills the node grace_s after its parent's death. node, parent: pidfds, closed here. A word to stderr where it cannot."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        print(f"no guard: {error}. Should this process hang when its parent is killed, it stays.", file=sys.stderr)
+        pid = -1
+    if pid != 0:
+        os.close(node)
         os.close(parent)
-
-
-def guard(node_pid: int, parent: int, grace_s: float) -> None:
-    """Start what kills the node grace_s after its parent's death. parent: file descriptor, readable then."""
-    if os.fork() != 0:
         return
     try:
-        signal_at_death(signal.SIGKILL)  # it lives no longer than the node
+        os.set_inheritable(node, True)
         os.set_inheritable(parent, True)
-        if os.getppid() == node_pid:
-            os.execv(sys.executable, [sys.executable, "-I", "-S", str(GUARD), str(node_pid), str(parent), str(grace_s)])
+        os.execv(sys.executable, [sys.executable, "-I", "-S", str(GUARD), str(node), str(parent), str(grace_s)])
+    except BaseException as error:
+        os.write(2, f"no guard: {error}\n".encode())
     finally:
         os._exit(1)
 
 
-def signal_at_death(number: int) -> None:
-    """Ask the kernel for a signal at the death of the process that started this one. Raises OSError."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+def ask_for_sigterm() -> None:
+    """From the kernel, at the death of the process that started this one. Raises OSError."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
 

@@ -36,15 +36,17 @@ def share_no_memory(middleware: str, environment: MutableMapping[str, str] = os.
     middleware: what rclpy.get_rmw_implementation_identifier says; another one than Fast DDS has no such profiles.
     """
     only = environment.get("ROS_LOCALHOST_ONLY") == "1"  # what ROS 2 Humble calls the range; newer ones obey it, too, and before the range
-    localhost = only or environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "").upper() == "LOCALHOST"
+    scope = environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "").upper()
+    localhost = only or scope == "LOCALHOST"
     chosen = {environment[name] for name in PROFILE_VARIABLES if environment.get(name)}
     try:
         profile, images = str(command_profile(localhost)), image_profile().read_bytes()
         ours = all(Path(path).read_bytes() == images for path in chosen)  # it may be the copy in another folder
     except (ConfigurationError, OSError):
         return
-    if ("fastrtps" not in middleware or not ours or environment.get("FASTDDS_BUILTIN_TRANSPORTS", "") not in PLAIN_TRANSPORTS
-            or (localhost and not only and environment.get("ROS_STATIC_PEERS"))):
+    builtin, peers = environment.get("FASTDDS_BUILTIN_TRANSPORTS", ""), environment.get("ROS_STATIC_PEERS", "")
+    own_transports = not ours or builtin not in PLAIN_TRANSPORTS
+    if "fastrtps" not in middleware or own_transports or scope == "OFF" or (localhost and not only and peers):
         return
     environment.update(dict.fromkeys(PROFILE_VARIABLES, profile))
     if localhost:

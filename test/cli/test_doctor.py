@@ -103,7 +103,8 @@ def test_two_ros_installations_at_once_are_trouble(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("environment", "bad"), [
     ({"ROS_DOMAIN_ID": "300"}, "domain"), ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}, "domain"),
-    ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/no/such/file.xml"}, "middleware")])
+    ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/no/such/file.xml"}, "middleware"),
+    ({"FASTRTPS_DEFAULT_PROFILES_FILE": __file__, "FASTDDS_DEFAULT_PROFILES_FILE": "/no/such/file.xml"}, "middleware")])
 def test_wrong_variables_are_named(environment: dict[str, str], bad: str) -> None:
     found = {"path": "/opt/ros/rclpy/__init__.py", "rmw": "rmw_fastrtps_cpp"}
     checks = doctor.ros_checks(found, {"path": "x", "copies": ["x"]}, environment)

@@ -257,9 +257,11 @@ def test_a_signal_ends_everything_in_order(system: Callable[..., System], checkp
 def test_a_killed_run_leaves_no_orphan(system: Callable[..., System], checkpoint: Path, episode: Path) -> None:
     live = system("--bag", str(episode), "--checkpoint", str(checkpoint), "--loop", "--json")
     live.until_playing()
+    lines = [" ".join(child.cmdline()) for child in live.family.values()]
     live.process.kill()
     live.process.wait()
-    assert len(live.family) >= 3 and not live.left_over()  # three nodes, and their guards
+    assert sum("guard.py" in line for line in lines) == 3, "one beside each of them"
+    assert not live.left_over()
 
 
 @pytest.mark.ros

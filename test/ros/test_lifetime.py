@@ -62,14 +62,14 @@ class Family:
         self.parent = subprocess.Popen([sys.executable, "-c", STUCK, how], env=environment, stdout=subprocess.PIPE, text=True)
         assert self.parent.stdout is not None
         self.child = psutil.Process(int(self.parent.stdout.readline()))
-        self.guards = self.until_guarded()
+        self.guards: list[psutil.Process] = []
 
-    def until_guarded(self) -> list[psutil.Process]:
+    def until_guarded(self) -> None:
         end = time.monotonic() + DEADLINE_S
-        while not (found := [each for each in self.child.children() if "guard.py" in " ".join(each.cmdline())]):
+        while not self.guards:
             assert time.monotonic() < end
             time.sleep(0.02)
-        return found
+            self.guards = [each for each in self.child.children() if "guard.py" in " ".join(each.cmdline())]
 
     def end(self) -> None:
         for process in (*self.guards, self.child):
@@ -85,6 +85,7 @@ def family(ros_environment: dict[str, str]) -> Iterator[Callable[[str], Family]]
 
     def start(how: str) -> Family:
         made.append(Family(ros_environment, how))
+        made[-1].until_guarded()
         return made[-1]
 
     yield start
@@ -120,7 +121,7 @@ def test_one_that_cannot_leave_does_not_outlive_a_killed_parent(family: Callable
 def test_one_whose_parent_lives_is_left_alone_and_its_guard_ends_with_it(family: Callable[[str], Family]) -> None:
     one = family("deaf")
     time.sleep(1.0)
-    assert one.child.is_running() and one.guards[0].is_running()
+    assert all(each.status() != psutil.STATUS_ZOMBIE for each in (one.child, *one.guards))
     one.child.kill()
     assert not psutil.wait_procs(one.guards, timeout=DEADLINE_S)[1]
 

@@ -51,6 +51,7 @@ def test_which_profile_is_chosen(tmp_path: Path) -> None:
             ({"ROS_LOCALHOST_ONLY": "1"}, here, "SYSTEM_DEFAULT"),
             ({"ROS_LOCALHOST_ONLY": "1", "ROS_STATIC_PEERS": "10.0.0.1"}, here, "SYSTEM_DEFAULT"),
             ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": "10.0.0.1"}, None, "LOCALHOST"),
+            ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}, None, "OFF"),
             ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET", "ROS_STATIC_PEERS": "10.0.0.1"}, everywhere, "SUBNET")):
         environment = dict(given)
         share_no_memory("rmw_cyclonedds_cpp", environment)
@@ -77,7 +78,8 @@ def plain_environment(ros_environment: dict[str, str]) -> dict[str, str]:
     rclpy = pytest.importorskip("rclpy", reason="needs ROS")
     if "fastrtps" not in rclpy.get_rmw_implementation_identifier():
         pytest.skip("another middleware than Fast DDS")
-    return {name: value for name, value in ros_environment.items() if name not in (*PROFILE_VARIABLES, "FASTDDS_BUILTIN_TRANSPORTS")}
+    said = (*PROFILE_VARIABLES, "FASTDDS_BUILTIN_TRANSPORTS", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS")
+    return {name: value for name, value in ros_environment.items() if name not in said}
 
 
 @pytest.mark.ros

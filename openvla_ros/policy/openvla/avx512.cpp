@@ -100,6 +100,7 @@ INLINE __m512bh spread(const Half* two) {
 template <int Rows, int Registers, typename Weights>
 INLINE void multiply_block(const Half* x, long stride, long pairs, const Weights& source, __m512 (&sums)[Rows][Registers]) {
     constexpr int STEP = Rows * Registers > 24 ? 2 : Registers;  // weights at a time: beside 28 sums there is room for 2 and the inputs
+    static_assert(Registers % STEP == 0);
     __m512 own[Rows * Registers];  // in registers, and not in memory as what others see
 #pragma GCC unroll 32
     for (int i = 0; i < Rows * Registers; i++) own[i] = _mm512_setzero_ps();

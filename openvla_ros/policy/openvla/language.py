@@ -90,7 +90,7 @@ class KeyValueCache:
     def staggered(self, starts: Sequence[int], count: int) -> Places:
         """`count` tokens in each row, from a position of its own on."""
         positions = torch.tensor(starts)[:, None] + torch.arange(count)
-        return replace(self.scattered(positions.to(self.cosine.device), max(starts) + count), starts=tuple(starts))
+        return replace(self.scattered(positions.to(self.cosine.device, non_blocking=True), max(starts) + count), starts=tuple(starts))
 
     def scattered(self, positions: Tensor, end: int) -> Places:
         """Tokens at positions [B, T] int64, in each row its own, all before `end`. Each sees what stands at or before its position."""
