@@ -76,7 +76,7 @@ def run_handoff(stage: Stage, seed: int) -> HandoffRun:
         switches_ns[name] = director.now_ns
         subscription = director.create_subscription(Image, "overview/image", pictures.append, EVERYTHING)
         stage.wait(lambda: bool(pictures) and to_ns(pictures[-1].header.stamp) >= switches_ns[name], "the overview camera")
-        director.destroy_subscription(subscription)
+        stage.let_go(subscription)
         frames[name] = from_image(pictures[-1])
 
     stage.reset(seed)

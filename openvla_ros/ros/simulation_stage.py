@@ -24,6 +24,7 @@ from openvla_msgs.srv import ResetScene, SetDriver
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64, String
 from visualization_msgs.msg import MarkerArray
@@ -281,6 +282,10 @@ class Stage:
         self.pass_time(0.1)  # what was said before the answer is over
         self.wait(lambda: float(np.abs(self.director.states[-1].velocity[:6]).max()) < 0.02, "an arm at rest")
         return tuple(answer.colours)
+
+    def let_go(self, subscription: Subscription) -> None:
+        """Hear the director's subscription no more. It is destroyed on the thread that waits for it: taken from under that, it ends it."""
+        self._executor.create_task(self.director.destroy_subscription, subscription)
 
     # ------------------------------------------------------------------ the way down
 

@@ -29,7 +29,7 @@ def rival(world: Any) -> Any:
 
     yield meet
     for publisher in made:
-        world.destroy_publisher(publisher)
+        world.executor.create_task(world.destroy_publisher, publisher)
 
 
 def test_the_policy_goes_silent_in_the_middle_of_a_chunk(world: Any) -> None:
@@ -186,7 +186,7 @@ def test_another_publisher_on_the_topic_of_the_arm_leads_to_hold(world: Any, riv
 
 def test_the_policys_publisher_vanishes(world: Any) -> None:
     twists, reports = world.move()
-    world.destroy_publisher(world.chunks)
+    world.executor.create_task(world.destroy_publisher, world.chunks)
     world.chunks = None
     report = world.see_rule(reports, "chunk_publisher")
     assert report.driver == report.HOLD

@@ -63,7 +63,7 @@ def test_the_teleop_is_killed(stage: Any, world: Any) -> None:
     world.stops_within(TWIST_S + world.tick_s + world.ramp_s, max(stamp_ns(message) for message in heard), twists,
                        "the teleop's last stamp", "teleop killed")
     world.stays("HUMAN")
-    world.destroy_subscription(subscription)
+    world.executor.create_task(world.destroy_subscription, subscription)
 
 
 def test_a_deadman_that_is_stuck_is_no_hand(world: Any) -> None:
@@ -163,7 +163,7 @@ def test_joint_states_are_lost_while_a_human_drives(world: Any) -> None:
 def test_a_policy_that_vanishes_does_not_disturb_the_human(world: Any) -> None:
     world.move()
     world.until(lambda: world.drivers[-1] == "HUMAN", "the takeover", push(world))
-    world.destroy_publisher(world.chunks)
+    world.executor.create_task(world.destroy_publisher, world.chunks)
     world.chunks = None
     count = len(world.twists)
     world.until(lambda: len(world.twists) > count + 20, "the human to go on", push(world))

@@ -409,12 +409,12 @@ def test_what_stops_the_arm(meet, start) -> None:
     world.rest("/action_chunk has 2 publishers: world, world")
     world.see("HOLD")
     assert "Leave one running" in world.choose(POLICY).reason
-    world.destroy_publisher(second)
+    world.executor.create_task(world.destroy_publisher, second)
 
     # The policy leaves and another takes its place: whichever of the two is noticed first, POLICY is over.
     world.start_policy()
     world.move(session=8)
-    world.destroy_publisher(world.chunks)
+    world.executor.create_task(world.destroy_publisher, world.chunks)
     world.chunks = world.create_publisher(ActionChunkMessage, "action_chunk", NEWEST_RELIABLE)
     world.until(lambda: "publish" in world.reports[-1].stop_reason, "the end of POLICY without the policy it was chosen for")
     world.see("HOLD")
@@ -426,7 +426,7 @@ def test_what_stops_the_arm(meet, start) -> None:
     world.rest("/delta_twist_cmds has another publisher: /world")
     world.see("HOLD")
     assert "only one may command the arm" in world.choose(POLICY).reason
-    world.destroy_publisher(rival)
+    world.executor.create_task(world.destroy_publisher, rival)
 
     # Emergency stops, by service and by topic: no ramp, latched, and a reset moves nothing.
     for by_topic in (False, True):

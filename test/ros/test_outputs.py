@@ -435,7 +435,7 @@ def test_another_publisher_of_trajectories_is_an_obstacle(play: Callable[..., Wo
     world = play(CASES["trajectory"])
     rival = world.create_publisher(JointTrajectory, "gripper_controller/joint_trajectory", 1)
     world.refused("another publisher: /world")
-    world.destroy_publisher(rival)
+    world.executor.create_task(world.destroy_publisher, rival)
     world.start_policy()
 
 

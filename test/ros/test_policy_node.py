@@ -313,7 +313,7 @@ def test_camera_reliability_follows_the_publishers(world: World, start: Callable
     activate(world)
     world.until(lambda: world.chunks, "a chunk from a best-effort camera", stream)
     reliable = world.create_publisher(CompressedImage, "image/compressed", QoSProfile(depth=1))
-    world.destroy_publisher(best_effort)
+    world.executor.create_task(world.destroy_publisher, best_effort)
     best_effort = reliable
 
     world.until(lambda: world.value("camera", "reliability") == "RELIABLE", "a reliable subscription", stream)
