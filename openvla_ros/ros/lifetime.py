@@ -26,12 +26,9 @@ from openvla_ros.ros.clock_listener import hear_apart
 GRACE_S = 2.0
 """How long running callbacks (a forward pass, a model being loaded) may take to end; then the process leaves all the same."""
 
-
 LEAVE_WITHIN_S = 8.0
-"""Longest time from the signal to the end, if a lock, a thread or the disk hangs. Shorter than what `openvla-ros run` (12 s) and
-`ros2 launch` (10 s) wait. A call of the
-middleware that never comes back holds Python's interpreter lock, so that the signal is not even seen: see `tether.py`."""
-
+"""Longest time from the signal to the end, if a lock, a thread or the disk hangs. Shorter than the 12 s that `openvla-ros run`
+waits. A call of the middleware that never comes back holds Python's interpreter lock, so that the signal is not even seen: `tether.py`."""
 
 STDERR = 2  # the descriptor, whatever sys.stderr is bound to
 

@@ -1,4 +1,4 @@
-"""By which transports of Fast DDS a process speaks: the two profiles of this package. No rclpy in here."""
+"""By which transports of Fast DDS a process speaks: the profiles in `config/`. No rclpy in here."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ namespace {
 using Half = uint16_t;  // the bits of a bfloat16
 
 constexpr long LANES = 16, BLOCK = 64, REGISTERS = BLOCK / LANES;
-constexpr long TILE = 7;                  // rows at a time: sums of 7 x 64 in 28 registers, and 4 for weights and inputs, are all that there are
+constexpr long TILE = 7;                 // rows at a time: sums of 7 x 64 in 28 registers, and 4 for weights and inputs, are all that there are
 constexpr long NEAR = 1024, FAR = 4096;  // bytes: weights are asked for so long before they are multiplied; FAR where a single block is read
 
 long smaller(long a, long b) { return a < b ? a : b; }
